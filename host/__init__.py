@@ -1,0 +1,3 @@
+"""The controller: plan, run, record, report."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,402 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Substrate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SUBSTRATE_UNSPECIFIED: _ClassVar[Substrate]
+    SILICON: _ClassVar[Substrate]
+    EMULATED: _ClassVar[Substrate]
+
+class ChannelKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CHANNEL_KIND_UNSPECIFIED: _ClassVar[ChannelKind]
+    POWER: _ClassVar[ChannelKind]
+    CURRENT: _ClassVar[ChannelKind]
+    VOLTAGE: _ClassVar[ChannelKind]
+    ENERGY: _ClassVar[ChannelKind]
+    TEMPERATURE: _ClassVar[ChannelKind]
+    FREQUENCY: _ClassVar[ChannelKind]
+    MEMORY: _ClassVar[ChannelKind]
+    CHARGE: _ClassVar[ChannelKind]
+    STATE: _ClassVar[ChannelKind]
+
+class SegmentKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEGMENT_KIND_UNSPECIFIED: _ClassVar[SegmentKind]
+    CHECK: _ClassVar[SegmentKind]
+    BLOCK: _ClassVar[SegmentKind]
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    IDLE_BEFORE: _ClassVar[Phase]
+    COLD_LOAD: _ClassVar[Phase]
+    WARM_LOAD: _ClassVar[Phase]
+    FIRST_INFERENCE: _ClassVar[Phase]
+    GOLDEN: _ClassVar[Phase]
+    WARMUP: _ClassVar[Phase]
+    TIMED: _ClassVar[Phase]
+    IDLE_AFTER: _ClassVar[Phase]
+    COOLDOWN: _ClassVar[Phase]
+
+class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
+    OK: _ClassVar[Outcome]
+    FAILED: _ClassVar[Outcome]
+    CANCELLED: _ClassVar[Outcome]
+SUBSTRATE_UNSPECIFIED: Substrate
+SILICON: Substrate
+EMULATED: Substrate
+CHANNEL_KIND_UNSPECIFIED: ChannelKind
+POWER: ChannelKind
+CURRENT: ChannelKind
+VOLTAGE: ChannelKind
+ENERGY: ChannelKind
+TEMPERATURE: ChannelKind
+FREQUENCY: ChannelKind
+MEMORY: ChannelKind
+CHARGE: ChannelKind
+STATE: ChannelKind
+SEGMENT_KIND_UNSPECIFIED: SegmentKind
+CHECK: SegmentKind
+BLOCK: SegmentKind
+PHASE_UNSPECIFIED: Phase
+IDLE_BEFORE: Phase
+COLD_LOAD: Phase
+WARM_LOAD: Phase
+FIRST_INFERENCE: Phase
+GOLDEN: Phase
+WARMUP: Phase
+TIMED: Phase
+IDLE_AFTER: Phase
+COOLDOWN: Phase
+OUTCOME_UNSPECIFIED: Outcome
+OK: Outcome
+FAILED: Outcome
+CANCELLED: Outcome
+
+class DescribeRequest(_message.Message):
+    __slots__ = ("protocol_version", "host_version")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HOST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    host_version: str
+    def __init__(self, protocol_version: _Optional[int] = ..., host_version: _Optional[str] = ...) -> None: ...
+
+class Description(_message.Message):
+    __slots__ = ("protocol_version", "agent_version", "substrate", "emulation_basis", "device", "channels", "runtimes", "spool_capacity_bytes", "clock_ns", "fingerprint")
+    class FingerprintEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    AGENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SUBSTRATE_FIELD_NUMBER: _ClassVar[int]
+    EMULATION_BASIS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    RUNTIMES_FIELD_NUMBER: _ClassVar[int]
+    SPOOL_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_NS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    agent_version: str
+    substrate: Substrate
+    emulation_basis: str
+    device: DeviceIdentity
+    channels: _containers.RepeatedCompositeFieldContainer[Channel]
+    runtimes: _containers.RepeatedScalarFieldContainer[str]
+    spool_capacity_bytes: int
+    clock_ns: int
+    fingerprint: _containers.ScalarMap[str, str]
+    def __init__(self, protocol_version: _Optional[int] = ..., agent_version: _Optional[str] = ..., substrate: _Optional[_Union[Substrate, str]] = ..., emulation_basis: _Optional[str] = ..., device: _Optional[_Union[DeviceIdentity, _Mapping]] = ..., channels: _Optional[_Iterable[_Union[Channel, _Mapping]]] = ..., runtimes: _Optional[_Iterable[str]] = ..., spool_capacity_bytes: _Optional[int] = ..., clock_ns: _Optional[int] = ..., fingerprint: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class DeviceIdentity(_message.Message):
+    __slots__ = ("serial", "model", "soc", "soc_model", "htp_arch", "build", "os")
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SOC_FIELD_NUMBER: _ClassVar[int]
+    SOC_MODEL_FIELD_NUMBER: _ClassVar[int]
+    HTP_ARCH_FIELD_NUMBER: _ClassVar[int]
+    BUILD_FIELD_NUMBER: _ClassVar[int]
+    OS_FIELD_NUMBER: _ClassVar[int]
+    serial: str
+    model: str
+    soc: str
+    soc_model: int
+    htp_arch: int
+    build: str
+    os: str
+    def __init__(self, serial: _Optional[str] = ..., model: _Optional[str] = ..., soc: _Optional[str] = ..., soc_model: _Optional[int] = ..., htp_arch: _Optional[int] = ..., build: _Optional[str] = ..., os: _Optional[str] = ...) -> None: ...
+
+class Channel(_message.Message):
+    __slots__ = ("id", "name", "site", "kind", "unit", "method", "nominal_rate_hz", "source")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    NOMINAL_RATE_HZ_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    name: str
+    site: str
+    kind: ChannelKind
+    unit: str
+    method: str
+    nominal_rate_hz: float
+    source: str
+    def __init__(self, id: _Optional[int] = ..., name: _Optional[str] = ..., site: _Optional[str] = ..., kind: _Optional[_Union[ChannelKind, str]] = ..., unit: _Optional[str] = ..., method: _Optional[str] = ..., nominal_rate_hz: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AgentStatus(_message.Message):
+    __slots__ = ("busy", "run_id", "next_seq", "acked_seq", "spool_bytes", "queued_segments", "clock_ns", "artifacts")
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    NEXT_SEQ_FIELD_NUMBER: _ClassVar[int]
+    ACKED_SEQ_FIELD_NUMBER: _ClassVar[int]
+    SPOOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_NS_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    busy: bool
+    run_id: str
+    next_seq: int
+    acked_seq: int
+    spool_bytes: int
+    queued_segments: int
+    clock_ns: int
+    artifacts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, busy: _Optional[bool] = ..., run_id: _Optional[str] = ..., next_seq: _Optional[int] = ..., acked_seq: _Optional[int] = ..., spool_bytes: _Optional[int] = ..., queued_segments: _Optional[int] = ..., clock_ns: _Optional[int] = ..., artifacts: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ArtifactChunk(_message.Message):
+    __slots__ = ("header", "file", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: ArtifactHeader
+    file: FileHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[ArtifactHeader, _Mapping]] = ..., file: _Optional[_Union[FileHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ArtifactHeader(_message.Message):
+    __slots__ = ("sha256", "total_bytes")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    total_bytes: int
+    def __init__(self, sha256: _Optional[str] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class FileHeader(_message.Message):
+    __slots__ = ("name", "size", "sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    sha256: str
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class ArtifactReceipt(_message.Message):
+    __slots__ = ("sha256", "already_present")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    ALREADY_PRESENT_FIELD_NUMBER: _ClassVar[int]
+    sha256: str
+    already_present: bool
+    def __init__(self, sha256: _Optional[str] = ..., already_present: _Optional[bool] = ...) -> None: ...
+
+class StartRequest(_message.Message):
+    __slots__ = ("session_id", "segments")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    segments: _containers.RepeatedCompositeFieldContainer[Segment]
+    def __init__(self, session_id: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
+
+class StartReply(_message.Message):
+    __slots__ = ("first_seq",)
+    FIRST_SEQ_FIELD_NUMBER: _ClassVar[int]
+    first_seq: int
+    def __init__(self, first_seq: _Optional[int] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("run_id", "artifact", "soc", "kind", "block_index", "min_inferences", "min_duration_ns", "max_duration_ns", "warmup_ns", "idle_ns", "perf_profile", "sample_rate_hz")
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    SOC_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_INDEX_FIELD_NUMBER: _ClassVar[int]
+    MIN_INFERENCES_FIELD_NUMBER: _ClassVar[int]
+    MIN_DURATION_NS_FIELD_NUMBER: _ClassVar[int]
+    MAX_DURATION_NS_FIELD_NUMBER: _ClassVar[int]
+    WARMUP_NS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_NS_FIELD_NUMBER: _ClassVar[int]
+    PERF_PROFILE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_RATE_HZ_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    artifact: str
+    soc: str
+    kind: SegmentKind
+    block_index: int
+    min_inferences: int
+    min_duration_ns: int
+    max_duration_ns: int
+    warmup_ns: int
+    idle_ns: int
+    perf_profile: str
+    sample_rate_hz: float
+    def __init__(self, run_id: _Optional[str] = ..., artifact: _Optional[str] = ..., soc: _Optional[str] = ..., kind: _Optional[_Union[SegmentKind, str]] = ..., block_index: _Optional[int] = ..., min_inferences: _Optional[int] = ..., min_duration_ns: _Optional[int] = ..., max_duration_ns: _Optional[int] = ..., warmup_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., perf_profile: _Optional[str] = ..., sample_rate_hz: _Optional[float] = ...) -> None: ...
+
+class SubscribeRequest(_message.Message):
+    __slots__ = ("from_seq",)
+    FROM_SEQ_FIELD_NUMBER: _ClassVar[int]
+    from_seq: int
+    def __init__(self, from_seq: _Optional[int] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("seq", "session_id", "run_id", "samples", "marks", "load", "golden", "block", "end")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MARKS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    GOLDEN_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    session_id: str
+    run_id: str
+    samples: _containers.RepeatedCompositeFieldContainer[Samples]
+    marks: _containers.RepeatedCompositeFieldContainer[Mark]
+    load: LoadResult
+    golden: GoldenResult
+    block: BlockResult
+    end: SegmentEnd
+    def __init__(self, seq: _Optional[int] = ..., session_id: _Optional[str] = ..., run_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Samples, _Mapping]]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., load: _Optional[_Union[LoadResult, _Mapping]] = ..., golden: _Optional[_Union[GoldenResult, _Mapping]] = ..., block: _Optional[_Union[BlockResult, _Mapping]] = ..., end: _Optional[_Union[SegmentEnd, _Mapping]] = ...) -> None: ...
+
+class Samples(_message.Message):
+    __slots__ = ("channel", "t_ns", "value")
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    T_NS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    channel: int
+    t_ns: _containers.RepeatedScalarFieldContainer[int]
+    value: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, channel: _Optional[int] = ..., t_ns: _Optional[_Iterable[int]] = ..., value: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Mark(_message.Message):
+    __slots__ = ("phase", "t_start_ns", "t_end_ns", "block_index")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    T_START_NS_FIELD_NUMBER: _ClassVar[int]
+    T_END_NS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_INDEX_FIELD_NUMBER: _ClassVar[int]
+    phase: Phase
+    t_start_ns: int
+    t_end_ns: int
+    block_index: int
+    def __init__(self, phase: _Optional[_Union[Phase, str]] = ..., t_start_ns: _Optional[int] = ..., t_end_ns: _Optional[int] = ..., block_index: _Optional[int] = ...) -> None: ...
+
+class LoadResult(_message.Message):
+    __slots__ = ("cold_s", "warm_s", "first_inference_s", "peak_memory_bytes")
+    COLD_S_FIELD_NUMBER: _ClassVar[int]
+    WARM_S_FIELD_NUMBER: _ClassVar[int]
+    FIRST_INFERENCE_S_FIELD_NUMBER: _ClassVar[int]
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    cold_s: float
+    warm_s: float
+    first_inference_s: float
+    peak_memory_bytes: int
+    def __init__(self, cold_s: _Optional[float] = ..., warm_s: _Optional[float] = ..., first_inference_s: _Optional[float] = ..., peak_memory_bytes: _Optional[int] = ...) -> None: ...
+
+class GoldenResult(_message.Message):
+    __slots__ = ("samples", "bit_equal", "sqnr_db")
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    BIT_EQUAL_FIELD_NUMBER: _ClassVar[int]
+    SQNR_DB_FIELD_NUMBER: _ClassVar[int]
+    samples: int
+    bit_equal: bool
+    sqnr_db: float
+    def __init__(self, samples: _Optional[int] = ..., bit_equal: _Optional[bool] = ..., sqnr_db: _Optional[float] = ...) -> None: ...
+
+class BlockResult(_message.Message):
+    __slots__ = ("block_index", "inferences", "t_first_ns", "t_last_ns", "per_iteration_us", "window_method", "throttled")
+    BLOCK_INDEX_FIELD_NUMBER: _ClassVar[int]
+    INFERENCES_FIELD_NUMBER: _ClassVar[int]
+    T_FIRST_NS_FIELD_NUMBER: _ClassVar[int]
+    T_LAST_NS_FIELD_NUMBER: _ClassVar[int]
+    PER_ITERATION_US_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_METHOD_FIELD_NUMBER: _ClassVar[int]
+    THROTTLED_FIELD_NUMBER: _ClassVar[int]
+    block_index: int
+    inferences: int
+    t_first_ns: int
+    t_last_ns: int
+    per_iteration_us: _containers.RepeatedScalarFieldContainer[float]
+    window_method: str
+    throttled: bool
+    def __init__(self, block_index: _Optional[int] = ..., inferences: _Optional[int] = ..., t_first_ns: _Optional[int] = ..., t_last_ns: _Optional[int] = ..., per_iteration_us: _Optional[_Iterable[float]] = ..., window_method: _Optional[str] = ..., throttled: _Optional[bool] = ...) -> None: ...
+
+class SegmentEnd(_message.Message):
+    __slots__ = ("kind", "block_index", "outcome", "failure_class", "message")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_INDEX_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    kind: SegmentKind
+    block_index: int
+    outcome: Outcome
+    failure_class: str
+    message: str
+    def __init__(self, kind: _Optional[_Union[SegmentKind, str]] = ..., block_index: _Optional[int] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., failure_class: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class AckRequest(_message.Message):
+    __slots__ = ("seq",)
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    def __init__(self, seq: _Optional[int] = ...) -> None: ...
+
+class AckReply(_message.Message):
+    __slots__ = ("spool_bytes",)
+    SPOOL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    spool_bytes: int
+    def __init__(self, spool_bytes: _Optional[int] = ...) -> None: ...
+
+class CancelRequest(_message.Message):
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
+
+class CancelReply(_message.Message):
+    __slots__ = ("cancelled",)
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    cancelled: int
+    def __init__(self, cancelled: _Optional[int] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class FileChunk(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
