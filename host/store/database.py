@@ -143,10 +143,8 @@ class Store:
     def add_run(self, run: RunRow, channels: Sequence[Channel] = ()) -> None:
         """Records a run. One that is there already is replaced with all it has, unless it is ok."""
         with self._transaction():
-            found = self._connection.execute(
-                "SELECT status FROM runs WHERE run_id = ?", [run.run_id]
-            ).fetchone()
-            if found and found[0] == RunStatus.OK:
+            found = self._value("SELECT status FROM runs WHERE run_id = ?", [run.run_id])
+            if found == RunStatus.OK:
                 raise ValueError(f"run {run.run_id} is finished and ok")
             if found:
                 for table in RUN_TABLES:
@@ -313,8 +311,8 @@ class Store:
         found = self._connection.execute(
             "SELECT shape, score FROM scores WHERE run_id = ? AND engine = ?",
             [run_id, engine.value],
-        ).fetchone()
-        return None if found is None else np.asarray(found[1], np.float64).reshape(found[0])
+        ).fetchall()
+        return np.asarray(found[0][1], np.float64).reshape(found[0][0]) if found else None
 
     def run_data(self, run_id: str) -> RunData:
         """Everything raw of one run."""
@@ -393,8 +391,9 @@ class Store:
             self._connection.unregister("arriving")
 
     def _value(self, sql: str, parameters: Sequence[object] = ()) -> Any:
-        row = self._connection.execute(sql, list(parameters)).fetchone()
-        return row[0] if row else None
+        # fetchall: a result that is not read to its end blocks the connection.
+        rows = self._connection.execute(sql, list(parameters)).fetchall()
+        return rows[0][0] if rows else None
 
     def _runs(self, where: str, parameters: Sequence[object]) -> list[RunRow]:
         return self._rows(

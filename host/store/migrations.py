@@ -70,8 +70,8 @@ def current_version(connection: duckdb.DuckDBPyConnection, where: str) -> int:
                 "Give another file with --db-path.",
             )
         return 0
-    row = connection.execute("SELECT max(version) FROM schema_migrations").fetchone()
-    version = int(row[0]) if row and row[0] is not None else 0
+    rows = connection.execute("SELECT max(version) FROM schema_migrations").fetchall()
+    version = int(rows[0][0] or 0)
     if version > newest_version():
         raise UserError(
             f"{where} was written by a newer qhost: its schema is {version}, this one knows "
