@@ -160,8 +160,8 @@ def write_task(directory: Path, training: fashion.Split, test: fashion.Split) ->
         image=fashion.normalise(test.images[evaluation]),
         labels=test.labels[evaluation],
         calibration_image=fashion.normalise(training.images[calibration]),
-        metric=np.array("top1"),
-        model_type=np.array("vision"),
+        meta_metric=np.array("top1"),
+        meta_model_type=np.array("vision"),
     )
     indices = {
         "dataset": "Fashion-MNIST (Debian package dataset-fashion-mnist)",

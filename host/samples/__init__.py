@@ -1,8 +1,8 @@
 """Sample models with labelled data: one ships inside the package, the others are built.
 
 A sample is a folder with `model.onnx` (float32, static shapes, opset 21) and `task.npz` (the task
-file: evaluation inputs, labels, `calibration_<input>` from training data only, `metric` and
-`model_type` as scalar strings).
+file: evaluation inputs, labels, `calibration_<input>` from training data only, `meta_metric` and
+`meta_model_type` as scalar strings).
 """
 
 from __future__ import annotations

@@ -39,7 +39,10 @@ def test_shipped_task_file():
     assert task["labels"].dtype == np.int64
     assert np.bincount(task["labels"]).tolist() == [100] * 10
     assert task["calibration_image"].shape == (256, 1, 28, 28)
-    assert (str(task["metric"]), str(task["model_type"])) == (sample.metric, sample.model_type)
+    assert (str(task["meta_metric"]), str(task["meta_model_type"])) == (
+        sample.metric,
+        sample.model_type,
+    )
     indices = json.loads((sample.task_path.parent / "indices.json").read_text())
     assert len(set(indices["evaluation"])) == 1000
     assert max(indices["evaluation"]) < 10_000  # the test split
