@@ -1,0 +1,1 @@
+"""The HTP back end: SoC table, compile options, compiler, emulator, context metadata."""
