@@ -223,6 +223,13 @@ class Store:
                 ],
             )
 
+    def set_artifact(self, run_id: str, sha256: str) -> None:
+        """Which .qnn a run is of, known once it is built."""
+        with self._transaction():
+            self._connection.execute(
+                "UPDATE runs SET artifact_sha256 = ? WHERE run_id = ?", [sha256, run_id]
+            )
+
     def add_figures(self, run_id: str, figures: Sequence[Figure]) -> None:
         """Figures of a run; one of the same metric and provenance replaces the older."""
         if figures:
@@ -298,6 +305,16 @@ class Store:
             [session_id],
         ).fetchall()
         return {(variant, serial): run_id for variant, serial, run_id in rows}
+
+    def last_time_ns(self, session_id: str) -> int:
+        """The latest device time stored for a session; 0 when there is none."""
+        value = self._value(
+            "SELECT max(t) FROM (SELECT max(t_end_ns) AS t FROM marks JOIN runs USING (run_id) "
+            "WHERE session_id = $1 UNION ALL SELECT max(t_ns) FROM samples JOIN runs "
+            "USING (run_id) WHERE session_id = $1)",
+            [session_id],
+        )
+        return int(value) if value is not None else 0
 
     def figures_of(self, run_id: str) -> list[Figure]:
         return self._rows(
