@@ -1,0 +1,279 @@
+"""Run segments on a device and store what comes back, through restarts of the agent."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from host.client import AgentBatch, SegmentSpec
+from host.devices import DeviceSession
+from host.errors import DeviceError, FailureClass
+from host.store import Store
+from host.store.rows import ClockOffset, Mark, RawBatch, Samples
+from quant.artifact import Artifact
+
+# Without a batch for this long the agent is asked whether it still lives.
+STALL_S = 20.0
+# An agent that answers but sends nothing: a large model's numerics in the HTP emulator take
+# minutes, a hung one takes for ever.
+SILENT_LIMIT_S = 1800.0
+RECONNECTS = 5
+MAX_RESTARTS = 3
+# Between the last time of a dead agent's clock and the first of the next one's.
+BOOT_GAP_NS = 10_000_000_000
+
+
+@dataclass(frozen=True)
+class RunFailure:
+    failure_class: FailureClass
+    message: str
+
+
+@dataclass(frozen=True)
+class SegmentDone:
+    """Progress: one segment ended; empty `failure` when it went well."""
+
+    spec: SegmentSpec
+    failure: str
+
+
+class DeviceRunner:
+    """Owns the order of segments on one device and the stream that comes back.
+
+    A run whose segment fails, or during whose segment the agent dies, is failed and loses its
+    other segments; the rest goes on, on a restarted agent where one is needed.
+    """
+
+    def __init__(
+        self,
+        device: DeviceSession,
+        store: Store,
+        session_id: str,
+        on_segment: Callable[[SegmentDone], None],
+        *,
+        last_time_ns: int = 0,
+    ) -> None:
+        self._device = device
+        self._store = store
+        self._session_id = session_id
+        self._on_segment = on_segment
+        self._restarts = 0
+        self._last_time_ns = last_time_ns
+        self._epoch_ns = 0
+        self._next_seq = 1
+        self.artifacts: dict[str, Artifact] = {}
+        self.failures: dict[str, RunFailure] = {}
+        self._connected()
+
+    def _connected(self) -> None:
+        """After every (re)start: where the stream stands and how the clock relates to ours.
+
+        The clock of a rebooted device starts again; its times are moved behind the last one
+        seen, so that the samples of a run never overlap.
+        """
+        clock = self._device.client.clock()
+        host_ns = time.monotonic_ns()
+        device_ns = host_ns + clock.offset_ns
+        self._epoch_ns = max(0, self._last_time_ns + BOOT_GAP_NS - device_ns) * (
+            1 if self._last_time_ns else 0
+        )
+        self._next_seq = int(self._device.client.status().acked_seq) + 1
+        self._store.add_clock_offset(
+            ClockOffset(
+                self._session_id,
+                self._device.info.serial,
+                host_ns,
+                device_ns + self._epoch_ns,
+                2 * clock.uncertainty_ns,
+            )
+        )
+
+    def put(self, artifact: Artifact) -> None:
+        self.artifacts[artifact.sha256] = artifact
+        self._device.put(artifact)
+
+    def run(self, segments: Sequence[SegmentSpec]) -> None:
+        """Run segments in order. Failures are in `failures` afterwards, by run."""
+        pending = [s for s in segments if s.run_id not in self.failures]
+        while pending:
+            try:
+                self._device.client.start(self._session_id, pending)
+                pending = self._consume(pending)
+            except DeviceError as e:
+                pending = self._recover(e, pending)
+
+    def _consume(self, pending: list[SegmentSpec]) -> list[SegmentSpec]:
+        """Store batches until every pending segment ended; what a failed run leaves is dropped."""
+        for batch in self._batches():
+            self._commit(batch)
+            end = batch.end
+            if end is None:
+                continue
+            spec = next(
+                s
+                for s in pending
+                if (s.run_id, s.kind, s.block_index)
+                == (batch.raw.run_id, end.kind, end.block_index)
+            )
+            pending = [s for s in pending if s is not spec]
+            if end.outcome != "ok":
+                self._fail(
+                    spec.run_id,
+                    FailureClass(end.failure_class or "DEVICE_ERROR"),
+                    end.message or f"The agent {end.outcome} the {spec.kind}.",
+                )
+                if any(s.run_id == spec.run_id for s in pending):
+                    self._device.client.cancel(spec.run_id)
+                    pending = [s for s in pending if s.run_id != spec.run_id]
+            self._on_segment(SegmentDone(spec, end.message if end.outcome != "ok" else ""))
+            if not pending:
+                break
+        return pending
+
+    def _fail(self, run_id: str, failure_class: FailureClass, message: str) -> None:
+        self.failures.setdefault(run_id, RunFailure(failure_class, message))
+
+    def _recover(self, error: DeviceError, pending: list[SegmentSpec]) -> list[SegmentSpec]:
+        """The agent is gone: its current run has failed; restart it for the others."""
+        current = pending[0]
+        how = self._device.death() or error.message
+        where = "the check" if current.kind == "check" else f"block {current.block_index}"
+        self._fail(current.run_id, error.failure_class, f"During {where}: {how}")
+        self._on_segment(SegmentDone(current, how))
+        rest = [s for s in pending if s.run_id not in self.failures]
+        if not rest:
+            self._restart_if_dead()
+            return []
+        self._restart_if_dead()
+        for sha256 in {s.artifact_sha256 for s in rest}:
+            self._device.put(self.artifacts[sha256])
+        return rest
+
+    def _restart_if_dead(self) -> None:
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
+            raise DeviceError(
+                f"The agent died {self._restarts} times in one session; giving up.",
+                "See its log: qhost agent logs, or run with --debug.",
+            )
+        self._device.restart()
+        self._connected()
+
+    def _commit(self, batch: AgentBatch) -> None:
+        """Store, then acknowledge: only what is committed may be forgotten on the device."""
+        raw = shift(batch.raw, self._epoch_ns)
+        self._last_time_ns = max(self._last_time_ns, last_time_ns(raw))
+        self._device.client.ack(
+            self._store.append(self._session_id, self._device.stream_id, [raw])
+        )
+        self._next_seq = raw.seq + 1
+
+    def _batches(self) -> Iterator[AgentBatch]:
+        """Batches without gaps or repeats, over broken connections."""
+        failures = 0
+        while True:
+            try:
+                for batch in self._stream_once():
+                    failures = 0
+                    yield batch
+                raise DeviceError("The agent closed the stream.", transient=True)
+            except DeviceError as e:
+                failures += 1
+                if not e.transient or failures > RECONNECTS or self._device.death():
+                    raise
+                time.sleep(min(0.2 * 2**failures, 5.0))
+
+    def _stream_once(self) -> Iterator[AgentBatch]:
+        """One subscription, read by a thread so that silence can be noticed."""
+        inbox: queue.Queue[AgentBatch | DeviceError | None] = queue.Queue(maxsize=64)
+        stop = threading.Event()
+        stream = self._device.client.subscribe(self._next_seq)
+
+        def deliver(item: AgentBatch | DeviceError | None) -> None:
+            while not stop.is_set():
+                try:
+                    inbox.put(item, timeout=0.2)
+                    return
+                except queue.Full:
+                    continue
+
+        def read() -> None:
+            try:
+                for batch in stream:
+                    deliver(batch)
+                deliver(None)
+            except DeviceError as e:
+                deliver(e)
+
+        reader = threading.Thread(target=read, name="subscribe", daemon=True)
+        reader.start()
+        silent_since = time.monotonic()
+        try:
+            while True:
+                try:
+                    item = inbox.get(timeout=STALL_S)
+                except queue.Empty:
+                    self._check_alive(time.monotonic() - silent_since)
+                    continue
+                silent_since = time.monotonic()
+                if isinstance(item, DeviceError):
+                    raise item
+                if item is None:
+                    return
+                if item.raw.seq != self._next_seq:
+                    raise DeviceError(
+                        f"The stream skipped from batch {self._next_seq} to {item.raw.seq}."
+                    )
+                yield item
+        finally:
+            stop.set()
+            stream.cancel()
+            reader.join(timeout=5.0)
+
+    def _check_alive(self, silent_s: float) -> None:
+        self._device.client.status()  # raises when the agent is frozen or gone
+        if silent_s > SILENT_LIMIT_S:
+            raise DeviceError(
+                f"The agent is busy but has sent nothing for {silent_s:.0f} s.",
+                failure_class=FailureClass.TIMEOUT,
+            )
+
+
+def last_time_ns(raw: RawBatch) -> int:
+    """The latest device time in a batch, 0 if it has none."""
+    times = [int(s.t_ns[-1]) for s in raw.samples if len(s.t_ns)]
+    times += [m.t_end_ns for m in raw.marks]
+    if raw.block is not None:
+        times.append(raw.block.t_last_ns)
+    return max(times, default=0)
+
+
+def shift(raw: RawBatch, by_ns: int) -> RawBatch:
+    """The same batch with all its times moved by `by_ns`."""
+    if by_ns == 0:
+        return raw
+    block = raw.block
+    if block is not None:
+        block = dataclasses.replace(
+            block, t_first_ns=block.t_first_ns + by_ns, t_last_ns=block.t_last_ns + by_ns
+        )
+    return dataclasses.replace(
+        raw,
+        samples=tuple(Samples(s.channel, s.t_ns + by_ns, s.value) for s in raw.samples),
+        marks=tuple(
+            Mark(m.phase, m.t_start_ns + by_ns, m.t_end_ns + by_ns, m.block_index)
+            for m in raw.marks
+        ),
+        block=block,
+    )
+
+
+def missing_blocks(
+    order: Sequence[tuple[str, int]], stored: Mapping[str, set[int]]
+) -> list[tuple[str, int]]:
+    """What of the block order is not in the database yet."""
+    return [(run, block) for run, block in order if block not in stored.get(run, set())]

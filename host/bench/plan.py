@@ -1,0 +1,115 @@
+"""What a bench will do: jobs, profiles and the order of blocks. Pure: no I/O."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from host.client import SegmentSpec
+from host.errors import unknown_name
+from quant.methods.grammar import Variant
+
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How long a run is measured, in device time: both minima hold, the maximum cuts."""
+
+    name: str
+    min_inferences: int
+    min_s: float
+    max_s: float
+    warmup_s: float  # per block
+    idle_s: float  # each idle baseline
+    blocks: int = 6
+
+
+PROFILES: dict[str, Profile] = {
+    p.name: p
+    for p in (
+        Profile("rapid", 64, 6, 60, 0.5, 0.5),
+        Profile("quick", 128, 10, 60, 1.0, 1.0),
+        Profile("normal", 1024, 60, 600, 2.0, 5.0),
+        Profile("sustained", 1, 600, 600, 0.0, 10.0),
+    )
+}
+
+
+def get_profile(name: str | None, *, emulated: bool) -> Profile:
+    """The named profile; default rapid on an emulated device, normal on a real one."""
+    if name is None:
+        return PROFILES["rapid" if emulated else "normal"]
+    if name not in PROFILES:
+        raise unknown_name("profile", name, PROFILES)
+    return PROFILES[name]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be: model x variant. `skip` says why it will not run; empty = it will."""
+
+    run_id: str
+    model_path: Path
+    model_name: str
+    variant: Variant
+    skip: str = ""
+
+
+def check_segment(
+    run_id: str, artifact: str, soc: str, perf_profile: str, rate_hz: float, profile: Profile
+) -> SegmentSpec:
+    """Cold and warm load, first inference, goldens."""
+    return SegmentSpec(
+        run_id,
+        artifact,
+        soc,
+        "check",
+        idle_ns=round(profile.idle_s * SECOND_NS),
+        perf_profile=perf_profile,
+        sample_rate_hz=rate_hz,
+    )
+
+
+def block_segment(
+    run_id: str,
+    artifact: str,
+    soc: str,
+    index: int,
+    profile: Profile,
+    perf_profile: str,
+    rate_hz: float,
+) -> SegmentSpec:
+    """One timed block: an equal share of the profile's minima and maximum."""
+    return SegmentSpec(
+        run_id,
+        artifact,
+        soc,
+        "block",
+        block_index=index,
+        min_inferences=math.ceil(profile.min_inferences / profile.blocks),
+        min_duration_ns=round(profile.min_s / profile.blocks * SECOND_NS),
+        max_duration_ns=round(profile.max_s / profile.blocks * SECOND_NS),
+        warmup_ns=round(profile.warmup_s * SECOND_NS),
+        idle_ns=round(profile.idle_s * SECOND_NS),
+        perf_profile=perf_profile,
+        sample_rate_hz=rate_hz,
+    )
+
+
+def block_order(run_ids: Sequence[str], blocks: int, seed: int) -> list[tuple[str, int]]:
+    """(run, block) pairs: every block holds every run once, in an order of its own.
+
+    A fixed order lets the heat left by one variant always fall on the same next one; randomised
+    blocks spread it evenly (randomised complete block design).
+    """
+    rng = random.Random(seed)
+    order: list[tuple[str, int]] = []
+    for block in range(blocks):
+        runs = list(run_ids)
+        rng.shuffle(runs)
+        order += [(run, block) for run in runs]
+    return order

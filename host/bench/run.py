@@ -1,0 +1,412 @@
+"""The bench itself: build every variant, run it on the device, measure, store.
+
+While the device checks one variant the next one is quantized and compiled; when all are there,
+their timed blocks are interleaved in a random order. What is stored is complete at every moment:
+a run is `failed`/KILLED until its last transaction says otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from host import __version__
+from host.bench.builder import Builder, BuildFailure, Built
+from host.bench.device import DeviceRunner, SegmentDone, missing_blocks
+from host.bench.figures import drop_figures, score_arrays, static_figures
+from host.bench.plan import (
+    Job,
+    Profile,
+    block_order,
+    block_segment,
+    check_segment,
+    get_profile,
+)
+from host.bench.prepare import BenchConfig, Prepared, prepare, session_fingerprint, skip_reason
+from host.devices import DeviceInfo, DeviceSession, open_device
+from host.errors import DeviceError, FailureClass, RunStatus, ToolchainError, UserError
+from host.measure import measure_run
+from host.store import Store
+from host.store.rows import DeviceRow, RunRow, SessionRow, Stage, new_session_id
+from quant.artifact import Artifact, open_artifact
+from quant.build import cached_artifact
+from quant.figures import Figure
+from quant.htp.soc import get_soc
+
+# A device that reproduces its goldens worse than this runs another graph than was compiled.
+GOLDEN_MIN_SQNR_DB = 20.0
+
+
+class BenchEvents(Protocol):
+    """What the command line shows while a bench runs."""
+
+    def planned(self, session_id: str, info: DeviceInfo, jobs: Sequence[Job]) -> None: ...
+    def stage(self, run_id: str, stage: str, seconds: float) -> None: ...
+    def segment(self, done: SegmentDone) -> None: ...
+    def finished(self, run_id: str, status: RunStatus, message: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class BenchOutcome:
+    session_id: str
+    statuses: dict[str, RunStatus]
+    failures: dict[str, tuple[FailureClass, str]]
+    artifacts: dict[str, Path]
+
+    @property
+    def all_ok(self) -> bool:
+        return all(s in (RunStatus.OK, RunStatus.SKIPPED) for s in self.statuses.values())
+
+    @property
+    def user_error(self) -> str:
+        """When nothing ran and only the user's input is to blame: what to tell them."""
+        if any(s is RunStatus.OK for s in self.statuses.values()) or not self.failures:
+            return ""
+        if any(kind is not FailureClass.USER_ERROR for kind, _ in self.failures.values()):
+            return ""
+        return "; ".join(dict.fromkeys(message for _, message in self.failures.values()))
+
+
+def run_bench(config: BenchConfig, events: BenchEvents) -> BenchOutcome:
+    """Run a bench. Raises UserError or DeviceError before the first job; later failures are rows.
+
+    KeyboardInterrupt passes through; the children are ended and the database is whole.
+    """
+    prepared = prepare(config)
+    config.db_path.parent.mkdir(parents=True, exist_ok=True)
+    with Store.open(config.db_path, create=True) as store:
+        device = open_device(config.target, time_factor=config.time_factor)
+        with closing(device):
+            return _Bench(config, prepared, store, device, events).run()
+
+
+class _Bench:
+    """One session. Its state is what must survive from one phase to the next."""
+
+    def __init__(
+        self,
+        config: BenchConfig,
+        prepared: tuple[Prepared, ...],
+        store: Store,
+        device: DeviceSession,
+        events: BenchEvents,
+    ) -> None:
+        self.config = config
+        self.prepared = prepared
+        self.store = store
+        self.device = device
+        self.events = events
+        self.profile: Profile = get_profile(config.profile, emulated=device.info.emulated)
+        self.statuses: dict[str, RunStatus] = {}
+        self.failures: dict[str, tuple[FailureClass, str]] = {}
+        self.artifacts: dict[str, Artifact] = {}
+
+    def run(self) -> BenchOutcome:
+        session_id, old_runs = self._session()
+        jobs = self._jobs(session_id, old_runs)
+        self.events.planned(session_id, self.device.info, [job for job, _ in jobs])
+        for job, _ in jobs:
+            if job.skip:
+                self._finish(job.run_id, RunStatus.SKIPPED, message=job.skip)
+        todo = [(job, p) for job, p in jobs if not job.skip]
+        if todo:
+            self._run_jobs(session_id, todo)
+        self.store.finish_session(session_id)
+        return BenchOutcome(
+            session_id,
+            self.statuses,
+            self.failures,
+            {run_id: a.path for run_id, a in self.artifacts.items()},
+        )
+
+    # Planning ------------------------------------------------------------------------------
+
+    def _session(self) -> tuple[str, dict[tuple[str, str], RunRow]]:
+        """A new session, or with --resume the latest like this one and its runs."""
+        config, info = self.config, self.device.info
+        fingerprint = session_fingerprint(config, self.prepared, self.profile.name)
+        if config.resume:
+            found = self.store.resumable(fingerprint)
+            if found is None:
+                raise UserError(
+                    f"Nothing to resume in {config.db_path}: no session with the same models, "
+                    "task, device, profile and seed.",
+                    "Run without --resume.",
+                )
+            session_id = found.session_id
+            runs = {(r.model_name, r.variant): r for r in self.store.runs_of(session_id)}
+        else:
+            session_id, runs = new_session_id(), {}
+            self.store.new_session(
+                SessionRow(
+                    session_id,
+                    fingerprint,
+                    info.emulated,
+                    self.profile.name,
+                    config.seed,
+                    command=config.command,
+                    host_version=__version__,
+                    host_json=json.dumps({"python": sys.version.split()[0]}),
+                ),
+                allow_mixed=config.db_named,
+            )
+        self.store.add_device(
+            DeviceRow(
+                session_id,
+                info.serial,
+                info.label,
+                info.soc,
+                info.emulated,
+                json.dumps(
+                    {
+                        "model": info.model,
+                        "build": info.build,
+                        "os": info.os,
+                        "agent_version": info.agent_version,
+                        "emulation_basis": info.emulation_basis,
+                        **info.fingerprint,
+                    }
+                ),
+            )
+        )
+        return session_id, runs
+
+    def _jobs(
+        self, session_id: str, old: dict[tuple[str, str], RunRow]
+    ) -> list[tuple[Job, Prepared]]:
+        """Every model x variant not finished yet. Unfinished runs of a resumed session keep
+        their id, and with it the blocks that are stored."""
+        soc = get_soc(self.device.info.soc)
+        jobs = []
+        count = len(old)
+        for p in self.prepared:
+            for variant in self.config.variants:
+                row = old.get((p.model.name, variant.canonical))
+                if row is not None and row.status in (RunStatus.OK, RunStatus.SKIPPED):
+                    self.statuses[row.run_id] = row.status
+                    continue
+                if row is not None and row.failure_class is FailureClass.KILLED:
+                    run_id = row.run_id
+                else:
+                    count += 1
+                    run_id = row.run_id if row is not None else f"{session_id}-{count:02d}"
+                    self._add_run(session_id, run_id, p, variant.canonical)
+                job = Job(
+                    run_id, p.source.path, p.model.name, variant, skip_reason(variant, soc)
+                )
+                jobs.append((job, p))
+        return jobs
+
+    def _add_run(self, session_id: str, run_id: str, p: Prepared, canonical: str) -> None:
+        variant = next(v for v in self.config.variants if v.canonical == canonical)
+        info, metric = self.device.info, p.task.metric
+        notes = [*p.task.notes, *([p.source.note] if p.source.note else [])]
+        self.store.add_run(
+            RunRow(
+                run_id,
+                session_id,
+                p.model.name,
+                p.task.model_type,
+                p.model.fingerprint,
+                p.task.fingerprint,
+                info.soc,
+                info.label,
+                info.serial,
+                "+".join(step.method for step in variant.steps),
+                canonical,
+                self.profile.name,
+                perf_profile=self.config.perf_profile,
+                seed=self.config.seed,
+                options_json=variant.options_json,
+                accuracy_metric=metric.name if metric else "agreement",
+                accuracy_higher_is_better=metric.higher_is_better if metric else True,
+                notes_json=json.dumps(notes),
+                fingerprint_json=json.dumps(info.fingerprint),
+            ),
+            info.channels,
+        )
+
+    # Running -------------------------------------------------------------------------------
+
+    def _run_jobs(self, session_id: str, todo: list[tuple[Job, Prepared]]) -> None:
+        stored = {
+            job.run_id: {b.block_index for b in self.store.run_data(job.run_id).blocks}
+            for job, _ in todo
+        }
+        runner = DeviceRunner(
+            self.device,
+            self.store,
+            session_id,
+            self.events.segment,
+            last_time_ns=self.store.last_time_ns(session_id),
+        )
+        try:
+            self._build_and_check(todo, runner)
+            self._timed_blocks(runner, stored)
+        except DeviceError as e:
+            # The device is lost for good: what is not finished has failed with it.
+            for job, _ in todo:
+                if job.run_id not in self.statuses:
+                    message = runner.failures.get(job.run_id)
+                    self._fail(
+                        job.run_id,
+                        message.failure_class if message else e.failure_class,
+                        message.message if message else e.message,
+                    )
+            return
+        self._measure([job for job, _ in todo if job.run_id not in self.statuses], runner)
+
+    def _build_and_check(
+        self, todo: list[tuple[Job, Prepared]], runner: DeviceRunner
+    ) -> None:
+        """Build in a thread, in order; put and check each variant as soon as it is there."""
+        results: queue.Queue[tuple[Job, Prepared, Built | BuildFailure]] = queue.Queue()
+        log = self.config.cache_dir / "build.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        builder = Builder(log)
+
+        def build_all() -> None:
+            for job, p in todo:
+                try:
+                    built = self._build(builder, job, p)
+                except (OSError, RuntimeError, ToolchainError) as e:
+                    built = BuildFailure(FailureClass.HARNESS_ERROR, f"The build failed: {e}")
+                results.put((job, p, built))
+
+        thread = threading.Thread(target=build_all, name="build", daemon=True)
+        thread.start()
+        try:
+            for _ in todo:
+                job, p, built = results.get()
+                self._built(job, built, runner)
+        finally:
+            builder.close()
+            thread.join(timeout=10.0)
+
+    def _build(self, builder: Builder, job: Job, p: Prepared) -> Built | BuildFailure:
+        request = p.request(self.config, job.variant, self.device.info.soc)
+        found = cached_artifact(request, p.model, p.task)
+        if found is not None:
+            self.events.stage(job.run_id, "cached", 0.0)
+            return Built(found.path, True, {})
+        return builder.build(
+            request, lambda _variant, stage, s: self.events.stage(job.run_id, stage, s)
+        )
+
+    def _built(self, job: Job, built: Built | BuildFailure, runner: DeviceRunner) -> None:
+        if isinstance(built, BuildFailure):
+            text = f"{built.message} {built.hint}".strip()
+            self._fail(job.run_id, built.failure_class, text)
+            return
+        artifact = open_artifact(built.artifact)
+        self.artifacts[job.run_id] = artifact
+        self.store.add_stages(
+            job.run_id,
+            [Stage(name, s) for name, s in built.stages.items()]
+            or [Stage(name, 0.0, cached=True) for name in ("quantize", "compile")],
+        )
+        self.store.set_artifact(job.run_id, artifact.sha256)
+        self.store.add_figures(job.run_id, static_figures(artifact, self.device.info.soc))
+        for engine, (metric, scores) in score_arrays(artifact).items():
+            self.store.add_scores(job.run_id, engine, metric, scores)
+        runner.put(artifact)
+        runner.run(
+            [
+                check_segment(
+                    job.run_id,
+                    artifact.sha256,
+                    self.device.info.soc,
+                    self.config.perf_profile,
+                    self.config.sample_rate_hz,
+                    self.profile,
+                )
+            ]
+        )
+        self._collect_failures(runner)
+
+    def _timed_blocks(self, runner: DeviceRunner, stored: dict[str, set[int]]) -> None:
+        ready = [r for r in self.artifacts if r not in self.statuses]
+        order = block_order(ready, self.profile.blocks, self.config.seed)
+        runner.run(
+            [
+                block_segment(
+                    run_id,
+                    self.artifacts[run_id].sha256,
+                    self.device.info.soc,
+                    index,
+                    self.profile,
+                    self.config.perf_profile,
+                    self.config.sample_rate_hz,
+                )
+                for run_id, index in missing_blocks(order, stored)
+            ]
+        )
+        self._collect_failures(runner)
+
+    def _collect_failures(self, runner: DeviceRunner) -> None:
+        for run_id, failure in runner.failures.items():
+            if run_id not in self.statuses:
+                self._fail(run_id, failure.failure_class, failure.message)
+
+    # Ending --------------------------------------------------------------------------------
+
+    def _measure(self, jobs: Iterable[Job], runner: DeviceRunner) -> None:
+        for job in jobs:
+            data = self.store.run_data(job.run_id)
+            result = measure_run(data, self.device.info.provenance, seed=self.config.seed)
+            drops = drop_figures(self.store, job, self.artifacts, self.prepared, self.config.seed)
+            status, message = RunStatus.OK, ""
+            golden = data.golden
+            if golden is not None and not golden.bit_equal:
+                if golden.sqnr_db < GOLDEN_MIN_SQNR_DB:
+                    status = RunStatus.INVALID
+                    message = (
+                        f"The device's outputs are {golden.sqnr_db:.1f} dB from the artifact's "
+                        f"goldens (at least {GOLDEN_MIN_SQNR_DB:.0f} dB expected): it does not "
+                        "run the graph that was compiled."
+                    )
+            if result.invalid:
+                status, message = RunStatus.INVALID, result.invalid
+            self._finish(
+                job.run_id,
+                status,
+                message=message,
+                figures=[*result.figures, *drops],
+                power_method=result.power_method,
+                power_update_hz=result.power_update_hz,
+            )
+
+    def _fail(self, run_id: str, failure_class: FailureClass, message: str) -> None:
+        self.failures[run_id] = (failure_class, message)
+        self._finish(run_id, RunStatus.FAILED, failure_class=failure_class, message=message)
+
+    def _finish(
+        self,
+        run_id: str,
+        status: RunStatus,
+        *,
+        failure_class: FailureClass | None = None,
+        message: str = "",
+        figures: Sequence[Figure] = (),
+        power_method: str | None = None,
+        power_update_hz: float | None = None,
+    ) -> None:
+        self.store.finish_run(
+            run_id,
+            status,
+            failure_class=failure_class,
+            message=message,
+            figures=figures,
+            power_method=power_method,
+            power_update_hz=power_update_hz,
+        )
+        self.statuses[run_id] = status
+        self.events.finished(run_id, status, message)
+

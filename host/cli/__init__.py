@@ -1,0 +1,112 @@
+"""The command line: verbs, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+
+import typer
+
+from host import __version__
+from host.errors import DeviceError, ExitCode, ToolchainError, UserError
+
+# One module per group of verbs, in the order of `qhost --help`. Each offers register(app).
+VERBS = (
+    "bench",
+    "inspect",
+    "samples",
+    "config",
+    "doctor",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"qhost {__version__}")
+        raise typer.Exit
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(
+        name="qhost",
+        help="Quantize a model every way, run each variant on the Snapdragon HTP, "
+        "and say which one to ship.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        rich_markup_mode=None,
+    )
+
+    @app.callback()
+    def root(
+        version: bool = typer.Option(
+            False, "--version", help="Print the version.", callback=_version, is_eager=True
+        ),
+        debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    ) -> None:
+        """--debug is read from argv by main: it must work wherever it stands."""
+
+    for verb in VERBS:
+        import_module(f"host.cli.{verb}").register(app)
+    return app
+
+
+def _platform_error() -> str:
+    if sys.platform != "linux" or platform.machine() not in {"x86_64", "AMD64"}:
+        return (
+            f"qhost needs Linux on x86-64 (this is {sys.platform} on {platform.machine()}): "
+            "the HTP compiler and emulator exist for nothing else."
+        )
+    return ""
+
+
+def fail(message: str, hint: str = "") -> None:
+    """One line on stderr."""
+    line = " ".join(f"{message} {hint}".split())
+    print(f"qhost: error: {line}", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run qhost; the exit code of the contract."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args or os.environ.get("QHOST_DEBUG", "") not in {"", "0"}
+    args = [a for a in args if a != "--debug"]
+    if problem := _platform_error():
+        fail(problem)
+        return ExitCode.USER_ERROR
+    try:
+        result = build_app()(args, prog_name="qhost", standalone_mode=False)
+        return int(result) if isinstance(result, int) else ExitCode.OK
+    except typer.exceptions.TyperException as e:
+        e.show()
+        return ExitCode.USAGE
+    except typer.Exit as e:
+        return int(e.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        print("qhost: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout went away (qhost ... | head). Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except (UserError, DeviceError, ToolchainError) as e:
+        if debug:
+            traceback.print_exc()
+        fail(str(getattr(e, "message", e)), getattr(e, "hint", ""))
+        return ExitCode.USER_ERROR if isinstance(e, UserError) else ExitCode.DEVICE_ERROR
+    except Exception as e:  # noqa: BLE001 - the last line of defence, exit code 70
+        if debug:
+            traceback.print_exc()
+        fail(
+            f"internal error: {type(e).__name__}: {e}.",
+            "Run again with --debug for the traceback, and please report it.",
+        )
+        return ExitCode.INTERNAL
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Settings: flags > QHOST_* environment > qhost.toml > defaults, each value with its source."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from host.errors import UserError, unknown_name
+
+CONFIG_FILE = "qhost.toml"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of SETTINGS. `default` None means: decided later from other settings."""
+
+    name: str
+    kind: type
+    default: Any
+    help: str
+
+    @property
+    def env(self) -> str:
+        return "QHOST_" + self.name.upper()
+
+
+SETTINGS: dict[str, Setting] = {
+    s.name: s
+    for s in (
+        Setting("device", str, None, "serial, SoC id (sm8650) or emulated:<soc>"),
+        Setting("mock", bool, False, "run on emulated:<soc> without adb"),
+        Setting("methods", str, "all", "methods grammar, e.g. int8,int4+sparse[sparsity=0.5]"),
+        Setting("profile", str, None, "rapid, quick, normal or sustained"),
+        Setting("perf_profile", str, "burst", "the HTP's performance profile"),
+        Setting("db_path", Path, None, "DuckDB file (qhost.duckdb; with --mock qhost-mock.duckdb)"),
+        Setting("output_dir", Path, Path("qhost-out"), "where reports and artifacts are written"),
+        Setting("cache_dir", Path, None, "artifacts cached by content (~/.cache/qhost)"),
+        Setting("emulator_samples", int, 256, "labelled samples run in the HTP emulator"),
+        Setting("seed", int, 0, "seed of the block order and of resampling"),
+        Setting("time_factor", float, None, "device seconds per wall second of an emulated device"),
+        Setting("sample_rate_hz", float, 100.0, "sampling rate of fast sensors"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    value: Any
+    source: str  # "flag", "environment QHOST_X", "<path>", "default"
+
+
+def _parse(setting: Setting, raw: Any, source: str) -> Any:
+    try:
+        if setting.kind is bool and isinstance(raw, str):
+            lowered = raw.strip().lower()
+            if lowered not in {"1", "0", "true", "false", "yes", "no", "on", "off"}:
+                raise ValueError(raw)
+            return lowered in {"1", "true", "yes", "on"}
+        if setting.kind is bool and not isinstance(raw, bool):
+            raise ValueError(raw)
+        if setting.kind is not str and isinstance(raw, bool) and setting.kind is not bool:
+            raise ValueError(raw)
+        return setting.kind(raw)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{setting.name} = {raw!r} from {source} is not a {setting.kind.__name__}.",
+            f"It means: {setting.help}.",
+        ) from None
+
+
+def find_config_file(start: Path) -> Path | None:
+    """qhost.toml in `start` or the nearest folder above it."""
+    for folder in (start, *start.parents):
+        if (folder / CONFIG_FILE).is_file():
+            return folder / CONFIG_FILE
+    return None
+
+
+def _read_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise UserError(f"{path} cannot be read as TOML: {e}.", "Mend or remove it.") from None
+    for name in table:
+        if name not in SETTINGS:
+            raise unknown_name(f"setting in {path}", name, SETTINGS)
+    return table
+
+
+def resolve(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> dict[str, Resolved]:
+    """Every setting with its value and where it came from. A flag of None was not given."""
+    environ = os.environ if environ is None else environ
+    path = find_config_file(cwd or Path.cwd())
+    table = _read_file(path)
+    out: dict[str, Resolved] = {}
+    for name, setting in SETTINGS.items():
+        flag = (flags or {}).get(name)
+        if flag is not None:
+            out[name] = Resolved(_parse(setting, flag, "the command line"), "flag")
+        elif environ.get(setting.env):
+            source = f"environment {setting.env}"
+            out[name] = Resolved(_parse(setting, environ[setting.env], source), source)
+        elif name in table:
+            out[name] = Resolved(_parse(setting, table[name], str(path)), str(path))
+        else:
+            out[name] = Resolved(setting.default, "default")
+    return out
+
+
+def cache_dir(configured: Path | None, environ: Mapping[str, str] | None = None) -> Path:
+    """The cache folder: as configured, else $XDG_CACHE_HOME/qhost, else ~/.cache/qhost."""
+    if configured is not None:
+        return configured
+    environ = os.environ if environ is None else environ
+    base = environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "qhost"
