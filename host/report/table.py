@@ -31,7 +31,8 @@ from host.report.text import (
 from host.report.verdict import decide
 
 _GAP = 3  # columns between two cells
-_NAME_MAX = 26
+_NAME_MAX = 28
+_NAME_MAX_NARROW = 20  # lets four figures stand beside the name in 80 columns
 
 
 def session_table(
@@ -45,7 +46,8 @@ def session_table(
     shown = session.metrics(metrics)
     verdict = session.verdict or decide(session)
     columns = [_column(session, metric) for metric in shown]
-    name_width = min(max([cell_len(run.variant) for run in session.runs] + [7]), _NAME_MAX) + 2
+    name_max = _NAME_MAX if width >= 100 else _NAME_MAX_NARROW
+    name_width = min(max([cell_len(run.variant) for run in session.runs] + [7]), name_max) + 2
     parts: list[RenderableType] = [_heading(session), Text("")]
     parts.append(Text(verdict.headline, style="bold"))
     parts += [Padding(Text(reason), (0, 0, 0, 2)) for reason in verdict.reasons]

@@ -138,9 +138,10 @@ def _drop_text(figure: Figure, drop: float) -> str:
 
 def _headline(session: SessionReport, best: RunReport, objective: str) -> str:
     figure = best.figures[objective]
-    text = f"Ship {best.variant}: {value_text(figure, unit=True)} {metric_label(session, objective, short=True).lower()}"
+    name = metric_label(session, objective, short=True).lower()
+    text = f"Ship {best.variant}: {name} {value_text(figure, unit=True)}"
     if (accuracy := best.figure("accuracy")) is not None:
-        text += f" at {value_text(accuracy, unit=True)} {best.accuracy_metric or 'accuracy'}"
+        text += f" at {best.accuracy_metric or 'accuracy'} {value_text(accuracy, unit=True)}"
     if figure.provenance is not Provenance.MEASURED:
         text += f" ({PROVENANCE_TEXT[figure.provenance].short}, not measured)"
     return text + "."

@@ -1,0 +1,85 @@
+"""Where to put the names of points so that none covers another, a point, or the frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Directions tried for each label, nearest reading order first: right, left, above, below, corners.
+_DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
+_RINGS = (0, 12, 26, 42, 60, 82, 108, 140)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Centre of a label in pixels, y downwards; `leader` when it stands away from its point."""
+
+    x: float
+    y: float
+    leader: bool
+
+
+def text_width(text: str, size_px: float) -> float:
+    """Width of a sans-serif text in pixels, taken a little too wide."""
+    return sum(0.4 if c in " ,.:;|il[]()'" else 0.66 for c in text) * size_px + 4
+
+
+def place_labels(
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    bounds: tuple[float, float],
+    *,
+    marker: float = 8.0,
+) -> list[Placed]:
+    """Greedy placement, most crowded points first.
+
+    Args:
+        points: (x, y) of each marker in pixels, origin top left, y downwards.
+        sizes: (width, height) of each label in pixels.
+        bounds: (width, height) of the drawing area; labels stay inside.
+        marker: radius around each point that no label may cover.
+
+    Returns one Placed per point. Where no free place exists the least covered one is taken.
+    """
+    order = sorted(range(len(points)), key=lambda i: -_crowd(points, i))
+    taken: list[tuple[float, float, float, float]] = [
+        (x - marker, y - marker, x + marker, y + marker) for x, y in points
+    ]
+    placed: dict[int, Placed] = {}
+    for index in order:
+        x, y = points[index]
+        width, height = sizes[index]
+        best: tuple[float, Placed, tuple[float, float, float, float]] | None = None
+        for ring in _RINGS:
+            for dx, dy in _DIRECTIONS:
+                reach = marker + 2 + ring
+                cx = x + dx * (reach + width / 2) if dx else x
+                cy = y + dy * (reach + height / 2) if dy else y
+                if dx and dy:  # corners sit closer: the box's corner faces the point
+                    cx, cy = x + dx * (reach * 0.7 + width / 2), y + dy * (reach * 0.7 + height / 2)
+                cx = min(max(cx, width / 2), max(bounds[0] - width / 2, width / 2))
+                cy = min(max(cy, height / 2), max(bounds[1] - height / 2, height / 2))
+                box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
+                cost = sum(_covered(box, other) for other in taken)
+                cost += ring * 0.01
+                if best is None or cost < best[0]:
+                    best = (cost, Placed(cx, cy, ring > 0), box)
+            if best is not None and best[0] < 1:
+                break
+        assert best is not None
+        placed[index] = best[1]
+        taken.append(best[2])
+    return [placed[i] for i in range(len(points))]
+
+
+def _crowd(points: Sequence[tuple[float, float]], index: int) -> float:
+    x, y = points[index]
+    return sum(1 / (20 + math.hypot(x - a, y - b)) for i, (a, b) in enumerate(points) if i != index)
+
+
+def _covered(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    """Area two boxes share, in square pixels."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return width * height if width > 0 and height > 0 else 0.0
