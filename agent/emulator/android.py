@@ -1,0 +1,94 @@
+"""The file-system root of an emulated Android device: properties, /system/bin, writable places.
+
+The /sys and /proc files are those of `sysfs`. Everything here says that it is emulated: the
+property ro.qhost.emulated=1 is one that no real device has.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from agent.emulator import android_commands
+from agent.emulator.device import Device
+from agent.emulator.sysfs import SysfsTree
+
+# Names that Android's toybox has and the host uses; the device's are the host's own programs.
+_TOYBOX = """
+    [ awk base64 basename cat chmod cp cut date dd df dirname du echo env expr false find getconf
+    grep gunzip gzip head hostname id kill ln ls md5sum mkdir mkfifo mktemp mv nice nohup nproc
+    od pgrep pkill printenv printf ps pwd readlink realpath rm rmdir sed seq setsid sh sha1sum
+    sha256sum sleep sort split stat stty sync tail tar tee test timeout touch tr true truncate
+    uname uniq uptime wc which xargs
+"""
+COMMANDS_FILE = Path("system/lib/android_commands.py")
+PROPERTIES_FILE = android_commands.PROPERTIES
+
+
+# ro.board.platform: the code name that Android builds use.
+BOARDS = {
+    "sm8350": "lahaina",
+    "sm8450": "taro",
+    "sm8475": "taro",
+    "sm8550": "kalama",
+    "sm8650": "pineapple",
+    "sm8750": "sun",
+    "sm8850": "canoe",
+}
+TREE = Path("vendor/emulated")  # the sys/ and proc/ files that the device model keeps up to date
+
+
+def properties(soc: str, serial: str, time_factor: float) -> dict[str, str]:
+    """The `getprop` list of an emulated `soc`; `time_factor` is for the device's clock."""
+    part = soc.upper()
+    return {
+        "ro.product.manufacturer": "qhost",
+        "ro.product.model": f"{part} emulated",
+        "ro.product.name": f"{soc}_emulated",
+        "ro.product.device": f"{soc}_emulated",
+        "ro.product.cpu.abi": "arm64-v8a",
+        "ro.soc.manufacturer": "QTI",
+        "ro.soc.model": part,
+        "ro.board.platform": BOARDS[soc],
+        "ro.hardware": "qcom",
+        "ro.serialno": serial,
+        "ro.build.version.release": "15",
+        "ro.build.version.sdk": "35",
+        "ro.build.type": "user",
+        "ro.build.id": "QHOST.EMULATED",
+        "ro.build.fingerprint": f"qhost/emulated/{soc}:15/QHOST.EMULATED/1:user/test-keys",
+        "sys.boot_completed": "1",
+        "ro.qhost.emulated": "1",
+        "ro.qhost.python": sys.executable,
+        "ro.qhost.soc": soc,
+        "ro.qhost.time_factor": f"{time_factor:g}",
+    }
+
+
+def build_root(root: Path, soc: str, props: dict[str, str]) -> None:
+    """Lay out the root. What a run left under /data stays, as on a device that was rebooted."""
+    for name in ("system/bin", "system/lib", "vendor/lib64", "data/local/tmp", "sdcard"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / PROPERTIES_FILE).write_text("".join(f"{key}={value}\n" for key, value in props.items()))
+    _system_bin(root)
+    # The device at rest; the agent's device model takes the tree over when it starts.
+    SysfsTree(root / TREE, Device(soc, seed=0)).close()
+    if not (root / "sys").is_symlink():
+        (root / "sys").symlink_to(TREE / "sys")
+
+
+def _system_bin(root: Path) -> None:
+    bin_dir = root / "system/bin"
+    for name in _TOYBOX.split():
+        host = shutil.which(name)
+        link = bin_dir / name
+        if host and not link.is_symlink():
+            link.symlink_to(host)
+    shutil.copyfile(str(android_commands.__file__), root / COMMANDS_FILE)
+    python = shlex.quote(sys.executable)
+    for name in android_commands.COMMANDS:
+        script = bin_dir / name
+        script.write_text(f'#!/system/bin/sh\nexec {python} -ISB "/{COMMANDS_FILE}" {name} "$@"\n')
+        script.chmod(0o755)
