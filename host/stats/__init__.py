@@ -1,0 +1,1 @@
+"""Pure statistics on blocks: intervals, paired comparisons, change points, Pareto fronts."""
