@@ -90,6 +90,7 @@ def bars(chart: Bars, panel: int, numbers: dict[str, int]) -> Chart:
     else:
         drawn |= {
             "type": "bar",
+            "orientation": "h",
             "marker": {
                 "color": [f"@{role}" for role in chart.roles],
                 "pattern": {
@@ -154,10 +155,10 @@ def radar(chart: Shares, row: int) -> Chart:
         )
     )
     return {
-        "height": 250,
+        "height": 270,
         "data": data,
         "layout": {
-            "margin": {"l": 56, "r": 56, "t": 34, "b": 30},
+            "margin": {"l": 60, "r": 60, "t": 42, "b": 44},
             "showlegend": False,
             "polar": {
                 "bgcolor": "@surface",
@@ -605,8 +606,7 @@ def _outline(
         "marker": {"size": 5, "color": colour},
         "line": {"color": colour, "width": 1.2 if not fill else 2, "dash": dash},
         "fill": "toself" if fill else "none",
-        "fillcolor": colour if fill else "rgba(0,0,0,0)",
-        "opacity": 0.85,
+        "fillcolor": f"{colour}/0.22" if fill else "rgba(0,0,0,0)",
         "name": name,
         "hovertemplate": "%{theta}<br>%{r:.0%} of the best<extra></extra>",
     }

@@ -13,7 +13,10 @@
 
   function resolve(value, style) {
     if (typeof value === "string") {
-      return value[0] === "@" ? style.getPropertyValue("--" + value.slice(1)).trim() : value;
+      if (value[0] !== "@") return value;
+      const [name, alpha] = value.slice(1).split("/"); // "@best", or "@best/0.2"
+      const colour = style.getPropertyValue("--" + name).trim();
+      return alpha ? colour + Math.round(alpha * 255).toString(16).padStart(2, "0") : colour;
     }
     if (Array.isArray(value)) return value.map((item) => resolve(item, style));
     if (value && typeof value === "object") {
