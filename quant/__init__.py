@@ -1,1 +1,1 @@
-"""ONNX graph in; quantized graph, QNN artifact and quality figures out. No CLI, database, network."""
+"""ONNX graph in; quantized graph, QNN artifact and quality figures out. No CLI, no database."""

@@ -1,0 +1,12 @@
+"""The table of quantization methods: one row per variant, fp16 (the baseline) first."""
+
+from __future__ import annotations
+
+from quant.methods.base import LayerReport, Method, Quantized
+from quant.methods.fp16 import FP16
+from quant.methods.int4 import INT4
+from quant.methods.int8 import INT8
+
+METHODS: dict[str, Method] = {m.name: m for m in (FP16, INT8, INT4)}
+
+__all__ = ["METHODS", "LayerReport", "Method", "Quantized"]

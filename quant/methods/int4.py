@@ -1,0 +1,53 @@
+"""int4: 4-bit weights per output channel or block, 16-bit activations by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quant import calibrate
+from quant.errors import UserError
+from quant.methods.base import Method, Quantized
+from quant.methods.int8 import check_activation_bits
+from quant.planning import PlanOptions, make_plan
+from quant.report import with_layers
+from quant.task import Task
+
+
+@dataclass(frozen=True)
+class Int4Options:
+    """block_size: 0 for per channel; else 16, 32, 64 ... along the input axis of MatMul, Gemm."""
+
+    activation_bits: int = 16
+    calibration_method: str = "min-max"
+    percentile: float = calibrate.DEFAULT_PERCENTILE
+    block_size: int = 0
+
+    def __post_init__(self) -> None:
+        check_activation_bits(self.activation_bits)
+        calibrate.RangeOptions(self.calibration_method, self.percentile)
+        size = self.block_size
+        if size and (size < 16 or size & (size - 1)):
+            raise UserError(f"block-size {size} is not 0 or a power of two from 16 up.")
+        if size and self.activation_bits != 16:
+            raise UserError(
+                "Block-wise int4 weights need 16-bit activations on HTP.",
+                "Set activation-bits 16 or block-size 0.",
+            )
+
+
+def apply(state: Quantized, task: Task, options: Int4Options) -> Quantized:
+    plan = make_plan(
+        state.model,
+        task,
+        PlanOptions(
+            weight_bits=4,
+            activation_bits=options.activation_bits,
+            calibration_method=options.calibration_method,
+            percentile=options.percentile,
+            block_size=options.block_size,
+        ),
+    )
+    return with_layers(Quantized(state.model, plan, state.notes))
+
+
+INT4 = Method("int4", "4-bit weights per channel or block, 16-bit activations", Int4Options, apply)
