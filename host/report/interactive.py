@@ -6,12 +6,13 @@ dark, light and print. Annotations that must not overlap are placed here for sev
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from host.report.charts import Axis, Bars, Layers, Pareto, Point, Shares, Traces, Value, envelope
-from host.report.labels import place_labels, text_width
-from host.report.text import PROVENANCE_TEXT
+from host.report.labels import Box, place_labels, text_width
+from host.report.text import PROVENANCE_TEXT, scale_of
 
 Chart = dict[str, Any]
 
@@ -22,6 +23,9 @@ _FONT = 12
 _SYMBOL = {"best": "star", "front": "circle", "baseline": "diamond", "other": "square"}
 _SIZE = {"best": 16, "front": 11, "baseline": 12, "other": 9}
 ENVELOPE_BUCKETS = 500
+# Light shades take ink, dark ones white text; the jump between leaves no shade unreadable.
+HEATMAP_STOPS = (0.0, 0.6, 0.601, 1.0)
+HEATMAP_DARK = 0.6
 
 
 def pareto(chart: Pareto, numbers: dict[str, int], height: int = 460) -> Chart:
@@ -150,7 +154,7 @@ def radar(chart: Shares, row: int) -> Chart:
             names,
             f"@{chart.roles[row]}",
             "dash" if hollow else "solid",
-            fill=True,
+            fill=None not in chart.shares[row],
             name=chart.variants[row],
         )
     )
@@ -196,7 +200,7 @@ def heatmap(chart: Shares, numbers: dict[str, int]) -> Chart:
             "showarrow": False,
             "font": {
                 "size": 11,
-                "color": "#ffffff" if (chart.shares[i][j] or 0) > 0.55 else "@heatink",
+                "color": "#ffffff" if (chart.shares[i][j] or 0) > HEATMAP_DARK else "@heatink",
             },
         }
         for i in range(len(names))
@@ -213,7 +217,7 @@ def heatmap(chart: Shares, numbers: dict[str, int]) -> Chart:
                 "z": [list(row) for row in chart.shares],
                 "zmin": 0,
                 "zmax": 1,
-                "colorscale": [[0, "@heat0"], [0.55, "@heat1"], [1, "@heat2"]],
+                "colorscale": [[stop, f"@heat{index}"] for index, stop in enumerate(HEATMAP_STOPS)],
                 "xgap": 2,
                 "ygap": 2,
                 "showscale": False,
@@ -324,7 +328,7 @@ def trace(chart: Traces) -> Chart:
         )
         layout[f"yaxis{suffix}"] = {
             "domain": [top - panel, top],
-            "title": {"text": channel.unit},
+            "title": {"text": scale_of(channel.unit).unit},
             "fixedrange": True,
         }
         layout["annotations"].append(
@@ -547,7 +551,8 @@ def _point_labels(
         for p in chart.points
     ]
     sizes = [(text_width(t, _FONT), _FONT + 4.0) for t in texts]
-    placed = place_labels(pixels, sizes, (plot_w, plot_h))
+    lines = whiskers(chart, x_range, y_range, (plot_w, plot_h))
+    placed = place_labels(pixels, sizes, (plot_w, plot_h), lines=lines)
     return [
         {
             "x": p.x.value,
@@ -565,6 +570,31 @@ def _point_labels(
         }
         for p, text, spot, (px, py) in zip(chart.points, texts, placed, pixels, strict=True)
     ]
+
+
+def whiskers(
+    chart: Pareto,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    size: tuple[float, float],
+) -> list[Box]:
+    """The intervals and the front's steps as thin boxes in pixels, y downwards."""
+
+    def box(x0: float, y0: float, x1: float, y1: float) -> Box:
+        px = [(x - x_range[0]) / (x_range[1] - x_range[0]) * size[0] for x in (x0, x1)]
+        py = [(y_range[1] - y) / (y_range[1] - y_range[0]) * size[1] for y in (y0, y1)]
+        return (min(px) - 1, min(py) - 1, max(px) + 1, max(py) + 1)
+
+    boxes = []
+    for p in chart.points:
+        x, y = p.x, p.y
+        if y.low is not None and y.high is not None:
+            boxes.append(box(x.value, y.low, x.value, y.high))
+        if x.low is not None and x.high is not None:
+            boxes.append(box(x.low, y.value, x.high, y.value))
+    for (x0, y0), (x1, y1) in itertools.pairwise(chart.front):
+        boxes += [box(x0, y0, x1, y0), box(x1, y0, x1, y1)]
+    return boxes
 
 
 def point_label(variant: str, numbers: dict[str, int], width: int) -> str:
@@ -604,7 +634,7 @@ def _outline(
         "theta": [*names, names[0]] if names else [],
         "mode": "lines+markers",
         "marker": {"size": 5, "color": colour},
-        "line": {"color": colour, "width": 1.2 if not fill else 2, "dash": dash},
+        "line": {"color": colour, "width": 1.2 if dash == "dot" else 2, "dash": dash},
         "fill": "toself" if fill else "none",
         "fillcolor": f"{colour}/0.22" if fill else "rgba(0,0,0,0)",
         "name": name,

@@ -11,6 +11,9 @@ _DIRECTIONS = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1,
 _RINGS = (0, 12, 26, 42, 60, 82, 108, 140)
 
 
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
 @dataclass(frozen=True)
 class Placed:
     """Centre of a label in pixels, y downwards; `leader` when it stands away from its point."""
@@ -31,6 +34,7 @@ def place_labels(
     bounds: tuple[float, float],
     *,
     marker: float = 8.0,
+    lines: Sequence[Box] = (),
 ) -> list[Placed]:
     """Greedy placement, most crowded points first.
 
@@ -39,18 +43,18 @@ def place_labels(
         sizes: (width, height) of each label in pixels.
         bounds: (width, height) of the drawing area; labels stay inside.
         marker: radius around each point that no label may cover.
+        lines: thin boxes, such as whiskers, that a label had better not cross.
 
-    Returns one Placed per point. Where no free place exists the least covered one is taken.
+    Only the first len(sizes) points get a label; the others are just in the way.
+    Returns one Placed per label. Where no free place exists the least covered one is taken.
     """
-    order = sorted(range(len(points)), key=lambda i: -_crowd(points, i))
-    taken: list[tuple[float, float, float, float]] = [
-        (x - marker, y - marker, x + marker, y + marker) for x, y in points
-    ]
+    order = sorted(range(len(sizes)), key=lambda i: -_crowd(points, i))
+    taken: list[Box] = [(x - marker, y - marker, x + marker, y + marker) for x, y in points]
     placed: dict[int, Placed] = {}
     for index in order:
         x, y = points[index]
         width, height = sizes[index]
-        best: tuple[float, Placed, tuple[float, float, float, float]] | None = None
+        best: tuple[float, Placed, Box] | None = None
         for ring in _RINGS:
             for dx, dy in _DIRECTIONS:
                 reach = marker + 2 + ring
@@ -62,15 +66,16 @@ def place_labels(
                 cy = min(max(cy, height / 2), max(bounds[1] - height / 2, height / 2))
                 box = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
                 cost = sum(_covered(box, other) for other in taken)
-                cost += ring * 0.01
+                # Crossing a line is worth a step away, but not a walk across the plot.
+                cost += sum(0.3 for line in lines if _covered(box, line)) + ring * 0.02
                 if best is None or cost < best[0]:
                     best = (cost, Placed(cx, cy, ring > 0), box)
-            if best is not None and best[0] < 1:
+            if best is not None and best[0] < 0.3:
                 break
         assert best is not None
         placed[index] = best[1]
         taken.append(best[2])
-    return [placed[i] for i in range(len(points))]
+    return [placed[i] for i in range(len(sizes))]
 
 
 def _crowd(points: Sequence[tuple[float, float]], index: int) -> float:
@@ -78,7 +83,7 @@ def _crowd(points: Sequence[tuple[float, float]], index: int) -> float:
     return sum(1 / (20 + math.hypot(x - a, y - b)) for i, (a, b) in enumerate(points) if i != index)
 
 
-def _covered(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+def _covered(a: Box, b: Box) -> float:
     """Area two boxes share, in square pixels."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])

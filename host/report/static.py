@@ -13,12 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from host.errors import UserError
 from host.report import charts
 from host.report.charts import Axis, Value, envelope
 from host.report.data import SessionReport
 from host.report.interactive import (
+    HEATMAP_DARK,
+    HEATMAP_STOPS,
     PHASE_PATTERN,
     chart_of,
     phase_colour,
@@ -26,28 +29,31 @@ from host.report.interactive import (
     short_name,
     span,
     time_range,
+    whiskers,
 )
 from host.report.labels import place_labels, text_width
 from host.report.page import numbering
-from host.report.text import PROVENANCE_TEXT
+from host.report.text import PROVENANCE_TEXT, scale_of
 
 # The light theme of templates/report.css.
 INK, MUTED, LINE, GRID = "#14202b", "#56626f", "#d5dbe2", "#e4e8ed"
 COLOURS = {"best": "#0a5fb4", "front": "#00705f", "other": "#6f7b88", "baseline": "#14202b"}
 PHASES = {
     "phaseidle": "#7a8794",
-    "phaseload": "#b97700",
-    "phasefirst": "#9b4f96",
-    "phasewarm": "#d1802f",
+    "phaseload": "#7b3fa0",
+    "phasefirst": "#b3246b",
+    "phasewarm": "#c98500",
     "phaseblock": "#0a5fb4",
     "phaseother": "#4d7c0f",
 }
+HEATMAP_COLOURS = ("#f2f5f9", "#9dc3e8", "#1f66ad", "#0a4f96")
 WARN_BG, WARN_INK, WARN_LINE = "#fff4dc", "#6b4300", "#b97700"
 _MARKER = {"best": "*", "front": "o", "baseline": "D", "other": "s"}
 _SIZE = {"best": 190.0, "front": 62.0, "baseline": 62.0, "other": 44.0}
 _HATCH = {"warmup": "///", "load": "xxx", "first inference": "+++", "idle": "..."}
 _DPI = 144
-_STYLE = {
+_HALO = [withStroke(linewidth=2.5, foreground="white")]
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
     "axes.edgecolor": LINE,
@@ -245,12 +251,19 @@ def _pareto(session: SessionReport) -> Figure | None:
 
 def _name_points(axes: Axes, chart: charts.Pareto, numbers: dict[str, int]) -> None:
     box = axes.get_window_extent()
+    span_x, span_y = axes.get_xlim(), axes.get_ylim()
     points = [axes.transData.transform((p.x.value, p.y.value)) for p in chart.points]
     pixels = [(x - box.x0, box.y1 - y) for x, y in points]
     scale = axes.get_figure().dpi / 72  # type: ignore[union-attr]
     texts = [f"{numbers[p.variant]} {short_name(p.variant, 34)}" for p in chart.points]
     sizes = [(text_width(t, 8.5 * scale), 12.0 * scale) for t in texts]
-    placed = place_labels(pixels, sizes, (box.width, box.height), marker=6 * scale)
+    placed = place_labels(
+        pixels,
+        sizes,
+        (box.width, box.height),
+        marker=6 * scale,
+        lines=whiskers(chart, span_x, span_y, (box.width, box.height)),
+    )
     for p, text, spot, (px, py) in zip(chart.points, texts, placed, pixels, strict=True):
         axes.annotate(
             text,
@@ -263,6 +276,7 @@ def _name_points(axes: Axes, chart: charts.Pareto, numbers: dict[str, int]) -> N
             weight="bold" if p.role == "best" else "normal",
             color=INK if p.role != "other" else MUTED,
             zorder=4,
+            path_effects=_HALO,
             arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkB": 4}
             if spot.leader
             else None,
@@ -382,7 +396,7 @@ def _radar(session: SessionReport) -> Figure | None:
         axes = figure.add_axes(
             (
                 (column * width / columns + (width / columns - side) / 2) / width,
-                body[1] - (row * 2.9 + 0.75 + side) / height,
+                body[1] - (row * 2.9 + 0.82 + side) / height,
                 side / width,
                 side / height,
             ),
@@ -393,7 +407,7 @@ def _radar(session: SessionReport) -> Figure | None:
             f"{numbers[name]} {short_name(name, 28)}",
             fontsize=9,
             weight="bold" if chart.roles[index] == "best" else "normal",
-            pad=26,
+            pad=32,
         )
     return figure
 
@@ -432,12 +446,8 @@ def _radar_panel(
         marker="o",
         markersize=3.2,
     )
-    axes.fill(
-        [a for a, v in zip(angles, r, strict=True) if not math.isnan(v)],
-        [v for v in r if not math.isnan(v)],
-        color=colour,
-        alpha=0.18,
-    )
+    if not any(math.isnan(v) for v in r):  # an area over a missing axis would invent a figure
+        axes.fill(angles, r, color=colour, alpha=0.18)
 
 
 def _heatmap(session: SessionReport) -> Figure | None:
@@ -451,13 +461,13 @@ def _heatmap(session: SessionReport) -> Figure | None:
     figure, body = _canvas(session, "heatmap", width, 0.32 * len(names) + 0.85, caption)
     axes = _axes(figure, body, (2.65, 0.1, 0.25, 0.75))
     colours = mpl.colors.LinearSegmentedColormap.from_list(
-        "share", [(0, "#f2f5f9"), (0.55, "#7fb0de"), (1, "#0a4f96")]
+        "share", list(zip(HEATMAP_STOPS, HEATMAP_COLOURS, strict=True))
     )
     shares = [[math.nan if s is None else s for s in row] for row in chart.shares]
     axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(chart.texts):
         for j, text in enumerate(row):
-            dark = (chart.shares[i][j] or 0) > 0.7
+            dark = (chart.shares[i][j] or 0) > HEATMAP_DARK
             mark = " ◌" if chart.hollow[i][j] else ""
             axes.text(
                 j,
@@ -517,7 +527,7 @@ def _layers(session: SessionReport) -> Figure | None:
             some = [(i, r) for i, r in chart.drawn if r.precision == precision]
             axes.scatter(
                 [i + 1 for i, _ in some],
-                [r.sqnr_db for _, r in some],
+                [r.sqnr_db or 0.0 for _, r in some],
                 s=14,
                 marker=marks[place % len(marks)],
                 color=tones[place % len(tones)],
@@ -529,7 +539,8 @@ def _layers(session: SessionReport) -> Figure | None:
         axes.set_title(
             f"{numbers[chart.variant]} {short_name(chart.variant, 36)}", fontsize=9, loc="left"
         )
-        axes.set_xlabel("Layer, in graph order", fontsize=8)
+        if index + columns >= len(every):
+            axes.set_xlabel("Layer, in graph order", fontsize=8)
         if column == 0:
             axes.set_ylabel("SQNR (dB)\n↑ higher is better", fontsize=8)
     if len(precisions) > 1:
@@ -550,11 +561,13 @@ def _name_layers(axes: Axes, chart: charts.Layers) -> None:
     box = axes.get_window_extent()
     scale = axes.get_figure().dpi / 72  # type: ignore[union-attr]
     worst = chart.worst(2)
-    points = [axes.transData.transform((i + 1, r.sqnr_db)) for i, r in worst]
+    order = [*worst, *(pair for pair in chart.drawn if pair not in worst)]
+    points = [axes.transData.transform((i + 1, r.sqnr_db or 0.0)) for i, r in order]
     pixels = [(x - box.x0, box.y1 - y) for x, y in points]
     texts = [_tail(r.name) for _, r in worst]
     sizes = [(text_width(t, 7 * scale), 9.5 * scale) for t in texts]
     placed = place_labels(pixels, sizes, (box.width, box.height), marker=3 * scale)
+    pixels = pixels[: len(worst)]
     for (i, row), text, spot, (px, py) in zip(worst, texts, placed, pixels, strict=True):
         axes.annotate(
             text,
@@ -564,7 +577,10 @@ def _name_layers(axes: Axes, chart: charts.Layers) -> None:
             ha="center",
             va="center",
             fontsize=7,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+            path_effects=_HALO,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkB": 2}
+            if spot.leader
+            else None,
         )
 
 
@@ -585,8 +601,8 @@ def _trace(session: SessionReport) -> Figure | None:
             f"{t.channel}: {PROVENANCE_TEXT[t.provenance].short}" for c in every for t in c.traces
         )
     )
-    panel = 1.75
-    figure, body = _canvas(session, "trace", width, panel * len(every) + 0.1, caption)
+    panel = 1.6
+    figure, body = _canvas(session, "trace", width, panel * len(every) + 0.25, caption)
     height = figure.get_size_inches()[1]
     cell = width / columns
     for row, chart in enumerate(every):
@@ -605,13 +621,14 @@ def _trace(session: SessionReport) -> Figure | None:
             t_s, values = envelope(channel.t_s, channel.values, 700)
             axes.plot(t_s, values, color=COLOURS["front"], linewidth=0.8)
             axes.set_xlim(*time_range(chart))
-            axes.set_ylabel(channel.unit, fontsize=8)
+            axes.set_ylabel(scale_of(channel.unit).unit, fontsize=8)
             axes.set_title(
                 f"{numbers[chart.variant]} {short_name(chart.variant, 26)} · {channel.channel}",
                 fontsize=8.5,
                 loc="left",
             )
-            axes.set_xlabel("Device time (s)", fontsize=8, labelpad=1)
+            if row == len(every) - 1:
+                axes.set_xlabel("Device time (s)", fontsize=8, labelpad=1)
     _phase_legend(figure, [p.name for c in every for p in c.phases])
     return figure
 

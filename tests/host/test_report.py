@@ -1,0 +1,193 @@
+"""The terminal table, the comparison document and the verdict, on rows without a database."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from host.errors import UserError
+from host.report import document
+from host.report.data import SessionReport
+from host.report.table import session_table
+from host.report.text import column_decimals, interval_text, value_text, wrap_variant
+from host.report.verdict import Constraints, decide, pareto_front
+from quant.figures import Figure, Provenance
+
+_spec = importlib.util.spec_from_file_location(
+    "report_rows", Path(__file__).with_name("report_rows.py")
+)
+assert _spec and _spec.loader
+rows = sys.modules.setdefault("report_rows", importlib.util.module_from_spec(_spec))
+_spec.loader.exec_module(rows)
+
+
+def rendered(session: SessionReport, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    console.print(session_table(session, width=width))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_table_shows_every_figure_whole(width):
+    text = rendered(rows.session(awkward=True), width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    assert "…" not in text  # rich's mark of a cut cell
+    for word in ("0.900", "0.891–0.909", "76.5", "2.4", "20.68", "68.4–75.6", "HTP emulator"):
+        assert word in text, word
+
+
+def test_table_tells_failures_absent_and_invalid_figures():
+    text = " ".join(rendered(rows.session(awkward=True), 100).split())
+    assert "cluster failed (TIMEOUT): no answer within 60 s" in text
+    assert "skipped (USER_ERROR): <b>needs torch</b>" in text
+    assert "Energy missing, per-channel: it was charging" in text
+    assert "Latency not valid (!), int4[group=64]: throttled" in text
+    assert "1.100!" in text
+    assert "EMULATED DEVICE: published latencies" in text
+
+
+def test_mixed_provenance_marks_every_figure():
+    session = rows.session(3)
+    other = replace(session.runs[1].figures["latency_ms"], provenance=Provenance.PREDICTED)
+    runs = (session.runs[0], rows.with_figure(session.runs[1], other), session.runs[2])
+    text = rendered(replace(session, runs=runs), 100)
+    assert "mixed" in text
+    assert "4.000 E" in text
+    assert "1.000 P" in text
+    assert "P predicted by a fitted model" in " ".join(text.split())
+
+
+def test_decimals_follow_the_interval():
+    figure = Figure("latency_ms", 1.23456, "ms", Provenance.MEASURED, 10, 1.2222, 1.2469)
+    assert value_text(figure, unit=True) == "1.235 ms"
+    assert interval_text(figure) == "1.222–1.247"
+    negative = Figure("sqnr_db", -1.0, "dB", Provenance.ORT_CPU, 10, -2.0, 0.5)
+    assert interval_text(negative) == "-2.0 to 0.5"
+    assert value_text(Figure("spill_bytes", 0.0, "bytes", Provenance.COMPILER, 1)) == "0"
+    fraction = Figure("accuracy", 0.7612, "fraction", Provenance.ORT_CPU, 256, 0.74, 0.78)
+    assert value_text(fraction, unit=True) == "76.1 %"
+
+
+def test_a_column_shares_its_decimals():
+    session = rows.session(3)
+    assert column_decimals(session, "latency_ms") == 3
+    assert column_decimals(session, "memory_mb") == 2
+
+
+@pytest.mark.parametrize("width", [8, 12, 20])
+def test_wrapped_names_lose_nothing(width):
+    for name in rows.NAMES:
+        lines = wrap_variant(name, width)
+        assert "".join(lines) == name
+        assert max(map(len, lines)) <= width
+
+
+def test_verdict_is_the_fastest_within_the_accuracy_limit():
+    verdict = decide(rows.session())
+    assert verdict.variant == "int8"  # int8[calibration=mse] is faster and 2.5 pt down
+    assert "emulated, not measured" in verdict.headline
+    assert "int8[calibration=mse]: accuracy 2.50 pt below fp16." in verdict.reasons
+    loose = decide(rows.session(), Constraints(max_accuracy_drop=0.03))
+    assert loose.variant == "int8[calibration=mse]"
+
+
+def test_verdict_under_limits_and_without_any():
+    session = rows.session()
+    small = decide(session, Constraints(max_accuracy_drop=0.03, max_size_mb=3.5))
+    assert small.variant == "int8,sparse[sparsity=0.5]+hybrid"  # 3.5 MB, 1.4 ms
+    none = decide(session, Constraints(max_latency_ms=0.1))
+    assert none.variant is None
+    assert "No variant meets the constraints." in none.headline
+    assert any("over 0.1 ms" in reason for reason in none.reasons)
+    measured = decide(rows.session(3, Provenance.MEASURED))
+    assert "not measured" not in measured.headline
+
+
+def test_an_invalid_latency_is_never_recommended():
+    session = rows.session(3)
+    bad = replace(session.runs[1].figures["latency_ms"], valid=False, reason="throttled")
+    runs = (session.runs[0], rows.with_figure(session.runs[1], bad), session.runs[2])
+    assert decide(replace(session, runs=runs)).variant == "fp16"
+
+
+def test_figures_of_different_provenance_are_not_ranked():
+    session = rows.session(3)
+    fast = replace(
+        session.runs[2].figures["latency_ms"], value=0.1, provenance=Provenance.PREDICTED
+    )
+    mixed = replace(session, runs=(*session.runs[:2], rows.with_figure(session.runs[2], fast)))
+    assert decide(mixed).variant is None
+    # The predicted point is its own class: it pushes nothing off the emulated front.
+    assert set(pareto_front(mixed)) == {"fp16", "int8", "int8[calibration=mse]"}
+
+
+def test_overlapping_intervals_are_said():
+    session = rows.session(3)
+    near = replace(session.runs[2].figures["latency_ms"], value=1.005, ci_low=0.995, ci_high=1.015)
+    good = replace(session.runs[2].figures["accuracy"], value=0.765)
+    run = rows.with_figure(rows.with_figure(session.runs[2], near), good)
+    verdict = decide(replace(session, runs=(*session.runs[:2], run)))
+    assert verdict.variant == "int8"
+    assert any("Not told apart from int8[calibration=mse]" in r for r in verdict.reasons)
+
+
+def test_pareto_front_is_ordered_and_undominated():
+    assert pareto_front(rows.session()) == ["int8[calibration=mse]", "int8", "fp16"]
+
+
+def test_document_round_trip_keeps_every_figure():
+    session = rows.session(awkward=True)
+    session = replace(session, verdict=decide(session))
+    text = document.dumps(session)
+    back = document.from_document(json.loads(text))
+    assert document.dumps(back) == text
+    for ours, theirs in zip(session.runs, back.runs, strict=True):
+        assert dict(theirs.figures) == dict(ours.figures)
+        assert theirs.status is ours.status
+        assert [t.values.tolist() for t in theirs.traces] == [
+            t.values.tolist() for t in ours.traces
+        ]
+
+
+def test_every_figure_of_the_document_is_complete():
+    written = document.to_document(rows.session(awkward=True))
+    assert written["schema"] == {"name": "qhost.comparison", "version": 1}
+    figures = [f for run in written["runs"] for f in run["figures"].values()]
+    assert len(figures) == 10 * 7
+    keys = {"value", "ci", "unit", "provenance", "n", "valid", "reason"}
+    assert all(set(f) == keys for f in figures)
+    absent = written["runs"][3]["figures"]["energy_mj"]
+    assert (absent["value"], absent["ci"], absent["reason"]) == (None, None, "it was charging")
+
+
+def test_a_nan_becomes_null():
+    session = rows.session(1)
+    bad = replace(session.runs[0].figures["power_mw"], value=float("nan"))
+    text = document.dumps(replace(session, runs=(rows.with_figure(session.runs[0], bad),)))
+    assert json.loads(text)["runs"][0]["figures"]["power_mw"]["value"] is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "is not a qhost comparison"),
+        ('{"schema": {"name": "qhost.comparison", "version": 99}}', "version 99"),
+        ('{"schema": {"name": "qhost.comparison", "version": 1}}', "is damaged"),
+    ],
+)
+def test_bad_comparison_files_are_named(tmp_path, content, says):
+    path = tmp_path / "x_comparison.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=says) as caught:
+        document.read(path)
+    assert caught.value.hint
+    with pytest.raises(UserError, match="Cannot read"):
+        document.read(tmp_path / "none.json")
