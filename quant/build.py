@@ -160,7 +160,7 @@ def _build(
         compiled = compile_context(model_onnx, soc, request.htp, tmp / "compiled")
     with stage("evaluate_ort"):
         float_outputs = _float_outputs(request, model, task)
-        ort_outputs = run_ort(model_onnx, model, task, len(task))
+        ort_outputs = run_ort(model_onnx, task)
         evaluations = {
             "float": evaluate_outputs(task, float_outputs, float_outputs, Provenance.ORT_CPU),
             "ort_cpu": evaluate_outputs(task, float_outputs, ort_outputs, Provenance.ORT_CPU),
@@ -198,19 +198,19 @@ def _float_outputs(request: BuildRequest, model: Model, task: Task) -> list[Outp
         try:
             with np.load(path, allow_pickle=False) as data:
                 stacked = [data[f"o{k}"] for k in range(len(names))]
-            return [
-                {name: stacked[k][i] for k, name in enumerate(names)} for i in range(len(task))
-            ]
+            return [{name: stacked[k][i] for k, name in enumerate(names)} for i in range(len(task))]
         except (OSError, ValueError, KeyError, EOFError):
             path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="qhost-float-") as tmp:
         onnx_path = Path(tmp) / "float.onnx"
         save(model, onnx_path)
-        outputs = run_ort(onnx_path, model, task, len(task))
+        outputs = run_ort(onnx_path, task)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     with part.open("wb") as f:
-        np.savez(f, **{f"o{k}": np.stack([o[name] for o in outputs]) for k, name in enumerate(names)})
+        np.savez(
+            f, **{f"o{k}": np.stack([o[name] for o in outputs]) for k, name in enumerate(names)}
+        )
     part.replace(path)
     return outputs
 

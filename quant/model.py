@@ -75,7 +75,8 @@ def load(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = Non
         input_shapes = None
     else:
         proto = _io.read_proto(path)
-    name = path.stem
+    # Exporters write <what it is>/model.onnx: the folder then tells more than the file.
+    name = path.stem if path.stem != "model" else path.resolve().parent.name
     graph = _io.to_ir(_io.convert_opset(proto, path.name), path.name)
     _io.fix_input_shapes(graph, input_shapes or {}, path.name)
     _io.check_content(graph, path.name)
