@@ -177,8 +177,8 @@ def _read(path: Path, file: BinaryIO) -> tuple[dict[str, Member], str]:
             raise _damaged(path, f"it holds the unsafe name {name!r}")
         if name in members:
             raise _damaged(path, f"it holds {name} twice")
-        if len(members) >= MAX_MEMBERS or size > total:
-            raise _damaged(path, "it claims more data than it has")
+        if len(members) >= MAX_MEMBERS:
+            raise _damaged(path, f"it has more than {MAX_MEMBERS} members")
         members[name] = Member(
             name, file.tell(), size, crc, _take_data(path, name, take, size, crc)
         )

@@ -282,7 +282,9 @@ def _check_manifest(path: Path, manifest: Any, members: Mapping[str, Member]) ->
             f"{path} has format version {version}; this qhost reads up to {FORMAT_VERSION}.",
             "Update qhost, or build the artifact again with this one.",
         )
-    for key in ("model", "task", "options", "htp_options", "run_settings", "socs", "quality"):
+    if not isinstance(manifest.get("options"), list):
+        raise UserError(f"{path}: the manifest lacks 'options'.")
+    for key in ("model", "task", "htp_options", "run_settings", "socs", "quality"):
         if not isinstance(manifest.get(key), dict):
             raise UserError(f"{path}: the manifest lacks {key!r}.")
     if not isinstance(manifest.get("device_model"), dict):

@@ -1,0 +1,204 @@
+"""`qhost inspect`: what is in an artifact or a context binary, read back from the bytes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from host.errors import UserError
+from quant.artifact import Artifact, open_artifact
+from quant.htp.inspect import ContextInfo, ContextTensor, read_context
+from quant.htp.soc import soc_of_model
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="an artifact (.qnn) or a context binary (.bin)")],
+    json_output: Annotated[bool, typer.Option("--json", help="JSON instead of tables")] = False,
+) -> None:
+    """Show SoCs, toolchain, graphs, tensors, memory and sizes, and check every checksum."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.", "Give a .qnn or a context .bin.")
+    if path.suffix == ".bin":
+        info = read_context(path)
+        report = {"file": str(path), "size_bytes": path.stat().st_size, **_context_json(info)}
+        if json_output:
+            print(json.dumps(report, indent=2))
+        else:
+            _print_context(Console(), path.name, info, path.stat().st_size)
+        return
+    artifact = open_artifact(path)
+    contexts = _read_contexts(artifact)
+    if json_output:
+        print(json.dumps(_artifact_json(artifact, contexts), indent=2))
+    else:
+        _print_artifact(Console(), artifact, contexts)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("inspect")(inspect)
+
+
+def _read_contexts(artifact: Artifact) -> dict[str, ContextInfo]:
+    """Metadata of every context, from the binaries and not from the manifest."""
+    contexts = {}
+    with tempfile.TemporaryDirectory(prefix="qhost-inspect-") as temp:
+        for soc in artifact.socs:
+            name = f"contexts/{soc}/context.bin"
+            artifact.extract_members(Path(temp), [name])
+            info = read_context(Path(temp) / name)
+            found = soc_of_model(info.soc_model)
+            if found is None or found.id != soc:
+                raise UserError(
+                    f"{artifact.path}: the context filed under {soc} is for "
+                    f"{found.id if found else f'soc_model {info.soc_model}'}.",
+                    "Build the artifact again.",
+                )
+            contexts[soc] = info
+    return contexts
+
+
+def _context_json(info: ContextInfo) -> dict[str, Any]:
+    soc = soc_of_model(info.soc_model)
+    return {"soc": soc.id if soc else None, **info.to_json()}
+
+
+def _artifact_json(artifact: Artifact, contexts: Mapping[str, ContextInfo]) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "file": str(artifact.path),
+        "sha256": artifact.sha256,
+        "size_bytes": artifact.size_bytes,
+        "checksums": "ok",
+        **{k: manifest[k] for k in ("model", "task", "variant", "options", "htp_options")},
+        "run_settings": manifest["run_settings"],
+        "quality": manifest["quality"],
+        "socs": {
+            soc: {
+                **{k: v for k, v in artifact.soc(soc).items() if k != "context"},
+                "context": _context_json(info),
+                "device_model": manifest["device_model"].get(soc),
+            }
+            for soc, info in contexts.items()
+        },
+        "members": manifest["members"],
+    }
+
+
+def _print_artifact(
+    console: Console, artifact: Artifact, contexts: Mapping[str, ContextInfo]
+) -> None:
+    manifest = artifact.manifest
+    model, task = manifest["model"], manifest["task"]
+    _print_pairs(
+        console,
+        f"{artifact.path.name}: {model['name']}, {manifest['variant']}",
+        [
+            ("model type", model["model_type"]),
+            ("model fingerprint", model["fingerprint"][:16]),
+            ("task", f"{task['name']}{' (synthetic)' if task['synthetic'] else ''}"),
+            ("methods", manifest["variant"]),
+            ("compile options", _settings(manifest["htp_options"])),
+            ("run settings", _settings(manifest["run_settings"])),
+            ("notes", "; ".join(manifest["notes"])),
+            ("size", _bytes(artifact.size_bytes)),
+            ("sha256", artifact.sha256),
+            ("checksums", f"ok, {len(artifact.members)} members"),
+        ],
+    )
+    table = Table("engine", "n", "metric", "value", "SQNR dB", "agreement", title="quality")
+    for engine, row in manifest["quality"].items():
+        cells = (row.get(k) for k in ("n", "metric", "value", "sqnr_db", "agreement"))
+        table.add_row(engine, *(_cell(c) for c in cells))
+    if manifest["quality"]:
+        console.print(table)
+    for soc, info in contexts.items():
+        entry = artifact.soc(soc)
+        _print_context(console, soc, info, entry["context_bytes"])
+        figures = entry["figures"]
+        predicted = manifest["device_model"].get(soc)
+        pairs = [
+            ("toolchain", ", ".join(f"{k} {v}" for k, v in sorted(entry["toolchain"].items()))),
+            ("download", f"{_bytes(entry['download_bytes'])} after deflate"),
+            ("DDR read", f"{_bytes(figures['ddr_read_bytes'])} per inference"),
+            ("DDR write", f"{_bytes(figures['ddr_write_bytes'])} per inference"),
+            ("spill", f"{_bytes(figures['spill_bytes'])} per inference"),
+            ("fill", f"{_bytes(figures['fill_bytes'])} per inference"),
+        ]
+        _print_pairs(console, f"{soc}: the compiler's figures", pairs)
+        if predicted:
+            total = predicted["latency_us"]["total"] / 1000.0
+            pairs = [("latency", f"{total:.3f} ms"), ("basis", predicted["basis"])]
+            _print_pairs(console, f"{soc}: predicted for an emulated device", pairs)
+
+
+def _print_context(console: Console, title: str, info: ContextInfo, size: int) -> None:
+    soc = soc_of_model(info.soc_model)
+    _print_pairs(
+        console,
+        f"{title}: context binary",
+        [
+            ("SoC", f"{soc.id if soc else 'unknown'} (soc_model {info.soc_model})"),
+            ("architecture", f"v{info.arch}"),
+            ("toolchain build", info.build_id),
+            ("context size", _bytes(size)),
+        ],
+    )
+    for graph in info.graphs:
+        _print_pairs(
+            console,
+            "graph",
+            [
+                ("name", graph.name),
+                ("VTCM in the binary", _bytes(graph.vtcm_bytes)),
+                ("spill/fill buffer", _bytes(graph.spill_fill_bytes)),
+                ("optimization level", str(graph.optimization_level)),
+                ("HVX threads", str(graph.hvx_threads) if graph.hvx_threads else "all"),
+            ],
+        )
+        table = Table("", "tensor", "type", "shape", "encoding", title="tensors")
+        for direction, tensors in (("in", graph.inputs), ("out", graph.outputs)):
+            for tensor in tensors:
+                shape = "x".join(str(d) for d in tensor.shape)
+                table.add_row(direction, tensor.name, tensor.dtype, shape, _encoding(tensor))
+        console.print(table)
+
+
+def _encoding(tensor: ContextTensor) -> str:
+    encoding = tensor.encoding
+    if encoding is None:
+        return ""
+    if len(encoding.scale) > 1:
+        return f"{len(encoding.scale)} scales along axis {encoding.axis}"
+    return f"scale {encoding.scale[0]:.6g}, zero point {-encoding.offset[0]}"
+
+
+def _print_pairs(console: Console, title: str, pairs: Iterable[tuple[str, str]]) -> None:
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        if value:
+            table.add_row(name, value)
+    console.print(table)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in sorted(values.items()))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _bytes(count: int) -> str:
+    """Bytes with a decimal unit beside them, so that small and large files compare."""
+    return f"{count:,} B" if count < 100_000 else f"{count:,} B ({count / 1e6:.2f} MB)"
