@@ -400,3 +400,16 @@ class FileChunk(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class StoredQueue(_message.Message):
+    __slots__ = ("jobs",)
+    class Job(_message.Message):
+        __slots__ = ("session_id", "segment")
+        SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+        SEGMENT_FIELD_NUMBER: _ClassVar[int]
+        session_id: str
+        segment: Segment
+        def __init__(self, session_id: _Optional[str] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ...) -> None: ...
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[StoredQueue.Job]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[StoredQueue.Job, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,132 @@
+"""`python -P -m agent`: start the agent; one JSON line on stdout says that it is ready."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import stat
+import sys
+import threading
+from pathlib import Path
+
+import grpc
+
+from agent.artifacts import ArtifactStore
+from agent.bench import Bench
+from agent.emulator.constants import SOCS
+from agent.emulator.platform import EmulatedPlatform
+from agent.platform import log_path
+from agent.server import OPTIONS, AgentService, Gate
+from agent.spool import CAPACITY_BYTES, Spool
+from protos import PROTOCOL_VERSION, agent_pb2_grpc
+
+_GRACE_S = 0.5
+_EXIT_LIMIT_S = 8.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parse(argv)
+    root = options.root.resolve()
+    log = log_path(root, "agent")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    try:
+        token = _read_token(options.token_file)
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"qhost agent: {error}\n")
+        return 2
+    return asyncio.run(_serve(options, root, token))
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -P -m agent", description=__doc__)
+    parser.add_argument("--emulate", metavar="SOC", choices=sorted(SOCS), required=True)
+    parser.add_argument(
+        "--listen", default="127.0.0.1:0", help="HOST:PORT, or unix:PATH, or unix-abstract:NAME"
+    )
+    parser.add_argument("--root", type=Path, required=True, help="the agent's own directory")
+    parser.add_argument("--token-file", type=Path, required=True, help="mode 0600")
+    parser.add_argument("--time-factor", type=_positive, help="emulated: device time / wall time")
+    parser.add_argument("--seed", type=int, default=0, help="emulated: seed of the noise")
+    parser.add_argument("--spool-bytes", type=int, default=CAPACITY_BYTES)
+    parser.add_argument(
+        "--die-with-parent", action="store_true", help="end when standard input closes"
+    )
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+
+def _read_token(path: Path) -> str:
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise ValueError(f"the token file {path} can be read by others: chmod 600 it")
+    token = path.read_text().strip()
+    if len(token) < 16:
+        raise ValueError(f"the token in {path} is shorter than 16 characters")
+    return token
+
+
+async def _serve(options: argparse.Namespace, root: Path, token: str) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    if options.die_with_parent:
+        threading.Thread(target=_watch_stdin, args=(loop, stop), daemon=True).start()
+    platform = EmulatedPlatform(
+        options.emulate, root, time_factor=options.time_factor, seed=options.seed
+    )
+    artifacts = ArtifactStore(root / "artifacts")
+    spool = Spool(root / "spool", capacity_bytes=options.spool_bytes)
+    bench = Bench(platform, artifacts, spool, root / "queue.pb")
+    server = grpc.aio.server(interceptors=(Gate(token),), options=OPTIONS)
+    agent_pb2_grpc.add_AgentServicer_to_server(
+        AgentService(platform, artifacts, spool, bench, root), server
+    )
+    try:
+        port = server.add_insecure_port(options.listen)
+    except RuntimeError:
+        sys.stderr.write(f"qhost agent: cannot listen on {options.listen}\n")
+        return 2
+    await server.start()
+    address = options.listen
+    if not address.startswith(("unix:", "unix-abstract:")):
+        address = f"{address.rpartition(':')[0]}:{port}"
+    ready = {"address": address, "protocol_version": PROTOCOL_VERSION, "pid": os.getpid()}
+    sys.stdout.write(json.dumps(ready) + "\n")
+    sys.stdout.flush()
+    await stop.wait()
+    # Whatever hangs from here on, the process and its child end.
+    watchdog = threading.Timer(_EXIT_LIMIT_S, _give_up, (platform,))
+    watchdog.daemon = True
+    watchdog.start()
+    await server.stop(_GRACE_S)
+    await asyncio.to_thread(bench.close)
+    spool.close()
+    return 0
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    while os.read(0, 4096):
+        pass
+    loop.call_soon_threadsafe(stop.set)
+
+
+def _give_up(platform: EmulatedPlatform) -> None:
+    platform.kill_children()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

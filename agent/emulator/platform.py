@@ -1,0 +1,189 @@
+"""The emulated device as a Platform: device, files, sensors and runtime on one clock.
+
+As fast as possible (time_factor None) the device's clock advances by what the model says and
+nothing sleeps; it stands still between segments. With a factor, wall time = device time / factor,
+also while the device rests between segments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agent import fingerprint
+from agent.emulator import constants as c
+from agent.emulator.device import Device
+from agent.emulator.sysfs import SysfsTree
+from agent.platform import Column, Sink, log_path
+from agent.runtime import Runtime, Stop
+from agent.runtime.emulated import EmulatedRuntime
+from agent.runtime.ort_qnn import OrtQnnRuntime
+from agent.sensors import discover
+from agent.sensors.channel import Channel
+from protos import agent_pb2 as pb
+
+_IDLE_PIECE_NS = 1_000_000_000
+_FLUSH_SAMPLES = 4_000
+_REST_REFRESH_S = 0.5
+# Behind by more than this, device time waits for the machine instead of racing after the wall.
+_LATE_S = 0.25
+
+
+class EmulatedPlatform:
+    """Platform protocol. `seed` makes noise repeatable."""
+
+    def __init__(
+        self, soc: str, root: Path, *, time_factor: float | None = None, seed: int = 0
+    ) -> None:
+        self._root = root
+        self._seed = seed
+        self._factor = time_factor
+        self._device = Device(soc, seed=seed)
+        self._tree = SysfsTree(root / "sysroot", self._device)
+        self._channels = discover(self._tree.root, c.MODEL_PID)
+        self._numerics = OrtQnnRuntime(log_path(root, "ort_qnn"))
+        self._lock = threading.Lock()  # whoever advances the device holds it
+        self._wall_s = time.monotonic()
+        self._base_ns = self._device.now_ns
+        if time_factor is not None:
+            self._device.pace = self._pace
+            threading.Thread(target=self._rest, daemon=True, name="emulated-rest").start()
+
+    def description(self) -> pb.Description:
+        spec = self._device.spec
+        serial = hashlib.sha256(f"{self._device.soc} {self._root}".encode()).hexdigest()[:8]
+        return pb.Description(
+            substrate=pb.EMULATED,
+            emulation_basis=c.BASIS,
+            device=pb.DeviceIdentity(
+                serial=f"EMU{serial}",
+                model=f"{spec.name} (emulated)",
+                soc=self._device.soc,
+                soc_model=spec.soc_model,
+                htp_arch=spec.htp_arch,
+                build=c.BUILD,
+                os="linux",
+            ),
+            channels=[ch.spec.to_proto(i) for i, ch in enumerate(self._channels, 1)],
+            runtimes=[EmulatedRuntime.name],
+            fingerprint={
+                **fingerprint.read(self._tree.root),
+                "build": c.BUILD,
+                "perf_profiles": ",".join(c.PROFILE_CLOCK),
+            },
+        )
+
+    @property
+    def soc(self) -> str:
+        return self._device.soc
+
+    @property
+    def soc_model(self) -> int:
+        return self._device.spec.soc_model
+
+    def now_ns(self) -> int:
+        return self._device.now_ns
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        with self._lock:
+            self._catch_up()
+            yield
+            self._rebase()
+
+    def idle(self, ns: int, stop: Stop) -> None:
+        end = self._device.now_ns + ns
+        while self._device.now_ns < end and not stop():
+            self._device.advance(min(_IDLE_PIECE_NS, end - self._device.now_ns))
+
+    def runtime(self) -> Runtime:
+        cache = self._root / "cache" / "outputs"
+        return EmulatedRuntime(self._device, self._numerics, cache, self._seed)
+
+    @contextmanager
+    def sampling(self, rate_hz: float, sink: Sink) -> Iterator[None]:
+        sampler = LockstepSampler(self._channels, self._tree, rate_hz, sink)
+        self._device.on_tick(round(1e9 / rate_hz), sampler.tick)
+        try:
+            yield
+        finally:
+            self._device.on_tick(0, None)
+            sampler.close()
+
+    def kill_children(self) -> None:
+        self._numerics.kill()
+
+    def _pace(self, now_ns: int) -> None:
+        """Sleep until the wall reaches device time `now_ns`."""
+        assert self._factor is not None
+        ahead_s = (now_ns - self._base_ns) / 1e9 / self._factor - (time.monotonic() - self._wall_s)
+        if ahead_s > 0.001:
+            time.sleep(ahead_s)
+        elif ahead_s < -_LATE_S:
+            self._rebase()
+
+    def _rebase(self) -> None:
+        self._wall_s, self._base_ns = time.monotonic(), self._device.now_ns
+
+    def _catch_up(self) -> None:
+        """Let the device rest for the wall time that has passed since it was last advanced."""
+        if self._factor is not None:
+            rested = round((time.monotonic() - self._wall_s) * self._factor * 1e9)
+            self._device.pace = None
+            self._device.advance(rested - (self._device.now_ns - self._base_ns))
+            self._device.pace = self._pace
+            self._rebase()
+
+    def _rest(self) -> None:
+        """Between segments the device cools and its files stay fresh."""
+        while True:
+            time.sleep(_REST_REFRESH_S)
+            with self._lock:
+                self._catch_up()
+                self._tree.publish()
+
+
+class LockstepSampler:
+    """Reads the emulated device's files in device time; the real sampler runs on wall time."""
+
+    def __init__(
+        self, channels: list[Channel], tree: SysfsTree, rate_hz: float, sink: Sink
+    ) -> None:
+        self._tree = tree
+        self._sink = sink
+        self._channels = channels
+        # A slow node is read on every n-th tick.
+        self._every = [max(1, round(rate_hz / ch.spec.poll_hz)) for ch in channels]
+        self._columns = [Column(i, [], []) for i in range(1, len(channels) + 1)]
+        self._ticks = 0
+        self._pending = 0
+        for channel in channels:
+            channel.open()
+
+    def tick(self, now_ns: int) -> None:
+        self._tree.publish()
+        tick = self._ticks
+        for channel, every, column in zip(self._channels, self._every, self._columns, strict=True):
+            if tick % every == 0 and (value := channel.read()) is not None:
+                column.t_ns.append(now_ns)
+                column.values.append(value)
+                self._pending += 1
+        self._ticks = tick + 1
+        if self._pending >= _FLUSH_SAMPLES:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        for channel in self._channels:
+            channel.close()
+
+    def _flush(self) -> None:
+        full = [column for column in self._columns if column.t_ns]
+        if full:
+            self._sink(full)
+        self._columns = [Column(column.channel, [], []) for column in self._columns]
+        self._pending = 0
