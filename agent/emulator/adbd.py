@@ -41,7 +41,6 @@ ENVIRONMENT = {
     "HOME": "/data/local/tmp",
     "TMPDIR": "/data/local/tmp",
     "LC_ALL": "C.UTF-8",
-    "PYTHONDONTWRITEBYTECODE": "1",
 }
 
 

@@ -145,7 +145,8 @@ class ProcessRunner:
             return _code(await process.wait())
         finally:
             feeder.cancel()
-            hang_up(process.pid)
+            if process.returncode is None:
+                hang_up(process.pid)
 
     async def _terminal(self, argv: list[str], request: Request, output: Output) -> int:
         master, slave = pty.openpty()
@@ -193,7 +194,8 @@ class ProcessRunner:
         finally:
             feeder.cancel()
             loop.remove_reader(master)
-            hang_up(process.pid)
+            if process.returncode is None:
+                hang_up(process.pid)
             os.close(master)
 
 

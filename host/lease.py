@@ -1,0 +1,150 @@
+"""Who uses a device: a lease that lies on the device itself, so that every host sees it.
+
+A lease is a symlink whose target is its text: creating one is atomic and fails when there is one,
+and the adb shell user may do it under /data/local/tmp. Expiry is on the device's clock, so hosts
+need not agree on the time. The holder renews it from a thread; when the host dies it runs out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import secrets
+import shlex
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Self
+
+from host.adb import AdbDevice
+from host.errors import DeviceError
+
+BASE = PurePosixPath("/data/local/tmp/qhost")
+LINK = BASE / "lease"
+TERM_S = 60
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What the device says. `expires_s` is on the device's clock, as `now_s` is."""
+
+    owner: str
+    nonce: str
+    expires_s: int
+    now_s: int
+
+    @property
+    def expired(self) -> bool:
+        return self.now_s >= self.expires_s
+
+    @property
+    def text(self) -> str:
+        return f"{self.expires_s}:{self.nonce}:{self.owner}"
+
+
+def this_owner() -> str:
+    """user@host, process id: what others are told."""
+    with contextlib.suppress(OSError, KeyError):
+        return f"{getpass.getuser()}@{socket.gethostname()} pid {os.getpid()}"
+    return f"{socket.gethostname()} pid {os.getpid()}"
+
+
+def read(device: AdbDevice) -> Lease | None:
+    """The lease on the device, expired or not; None when there is none."""
+    done = device.shell(f"date +%s; readlink {LINK}")
+    lines = done.stdout.splitlines()
+    if len(lines) < 2:
+        return None
+    expires, nonce, owner = [*lines[1].split(":", 2), "", ""][:3]
+    if not expires.isdecimal() or not lines[0].isdecimal():
+        return None
+    return Lease(owner, nonce, int(expires), int(lines[0]))
+
+
+class HeldLease:
+    """A lease of ours, renewed until `release`. Use `acquire` to get one."""
+
+    def __init__(self, device: AdbDevice, nonce: str, owner: str) -> None:
+        self._device = device
+        self._nonce = nonce
+        self._owner = owner
+        self._stop = threading.Event()
+        self.lost = False
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the device back; without an error when it is gone."""
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(DeviceError):
+            held = read(self._device)
+            if held and held.nonce == self._nonce:
+                self._device.shell(f"rm -f {LINK}")
+
+    def _renew(self) -> None:
+        while not self._stop.wait(TERM_S / 4):
+            # A device that is away for a while keeps our lease; it is renewed when it is back.
+            with contextlib.suppress(DeviceError):
+                held = read(self._device)
+                if held is None or held.nonce != self._nonce:
+                    self.lost = True
+                    return
+                renewed = f"{held.now_s + TERM_S}:{self._nonce}:{self._owner}"
+                spare = f"{LINK}.{self._nonce}"
+                self._device.check(f"ln -s {shlex.quote(renewed)} {spare} && mv -f {spare} {LINK}")
+
+
+def acquire(device: AdbDevice, *, wait_s: float = 0.0, owner: str = "") -> HeldLease:
+    """Lease the device, waiting up to `wait_s` for another holder.
+
+    DeviceError names the holder when it does not become free.
+    """
+    owner = owner or this_owner()
+    nonce = secrets.token_hex(6)
+    deadline = time.monotonic() + wait_s
+    device.check(f"mkdir -p {BASE}")
+    while True:
+        now = int(device.check("date +%s"))
+        text = f"{now + TERM_S}:{nonce}:{owner}"
+        if device.shell(f"ln -s {shlex.quote(text)} {LINK}").code == 0:
+            return HeldLease(device, nonce, owner)
+        held = read(device)
+        if held is None:
+            if device.shell(f"ls {BASE}").code:
+                raise DeviceError(f"{device.serial} lets nobody write to {BASE}.")
+            device.shell(f"rm -f {LINK}")  # not a lease of any version we know
+        elif held.expired:
+            _remove_expired(device, held)
+        elif time.monotonic() >= deadline:
+            raise DeviceError(
+                f"{device.serial} is in use by {held.owner} "
+                f"(for at least {held.expires_s - held.now_s} s more).",
+                "Wait, choose another device, or end that session.",
+                transient=True,
+            )
+        else:
+            time.sleep(POLL_S)
+
+
+def _remove_expired(device: AdbDevice, held: Lease) -> None:
+    """Take an expired lease away. Of several hosts that try, the rename lets one through; should
+    it have caught a lease newer than the one it read, that one is put back."""
+    away = f"{LINK}.{secrets.token_hex(6)}"
+    if device.shell(f"mv {LINK} {away}").code:
+        return
+    caught = device.shell(f"readlink {away}").stdout.strip()
+    if caught == held.text:
+        device.shell(f"rm -f {away}")
+    else:
+        device.shell(f"mv {away} {LINK}")
