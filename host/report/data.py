@@ -24,6 +24,7 @@ NOT_REAL = frozenset({Provenance.EMULATED_DEVICE, Provenance.PREDICTED, Provenan
 # The figures of a comparison in the order people ask for them.
 MAIN_METRICS = (
     "accuracy",
+    "accuracy_drop_fp16",
     "latency_ms",
     "energy_mj",
     "power_mw",
@@ -36,31 +37,36 @@ MAIN_METRICS = (
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One quantized tensor or node. `sqnr_db` is against the float graph; None: not computed."""
+    """One quantized weight. `sqnr_db` is of the weight itself; None: not computed, or no error."""
 
     name: str
     op_type: str = ""
-    precision: str = ""  # such as "w8a16"
+    precision: str = ""  # such as "w8 per-channel"
     sqnr_db: float | None = None
     note: str = ""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Samples of one channel over device time. `t_s` and `values` have shape (samples,)."""
+    """Samples of one channel over device time; `t_s` and `values` have equal shape (points,).
+
+    A long trace comes as the minimum and maximum of each stretch; `samples` is how many there
+    were, 0 meaning all of them are here.
+    """
 
     channel: str
     unit: str
     provenance: Provenance
     t_s: FloatArray
     values: FloatArray
+    samples: int = 0
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A marked stretch of a run on the same clock as its traces, in seconds."""
+    """A marked stretch of a run on the session's device clock, in seconds."""
 
-    name: str  # idle, load, first_inference, warmup, block, ...
+    name: str  # idle_before, cold_load, first_inference, warmup, timed, ...
     start_s: float
     end_s: float
 
@@ -75,7 +81,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class RunReport:
-    """One variant on one device. `figures` is keyed by metric name."""
+    """One variant on one device. `figures`, by metric, holds the source closest to the device."""
 
     run_id: str
     method: str
@@ -84,6 +90,7 @@ class RunReport:
     failure_class: str = ""
     message: str = ""
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    others: tuple[Figure, ...] = ()  # the same metrics from farther sources, such as ORT CPU
     accuracy_metric: str = ""
     accuracy_higher_is_better: bool | None = None
     options_json: str = ""

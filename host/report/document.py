@@ -68,7 +68,7 @@ def to_document(session: SessionReport) -> dict[str, Any]:
 
 def dumps(session: SessionReport) -> str:
     """The document as strict JSON text: no NaN or Infinity, which other readers refuse."""
-    return json.dumps(to_document(session), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(to_document(session), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def read(path: Path) -> SessionReport:
@@ -151,6 +151,7 @@ def _run(run: RunReport) -> dict[str, Any]:
         "accuracy_metric": run.accuracy_metric,
         "accuracy_higher_is_better": run.accuracy_higher_is_better,
         "figures": {name: figure_document(figure) for name, figure in run.figures.items()},
+        "other_figures": [{"metric": f.metric, **figure_document(f)} for f in run.others],
         "fingerprint": dict(run.fingerprint),
         "notes": list(run.notes),
         "layers": [
@@ -171,6 +172,7 @@ def _run(run: RunReport) -> dict[str, Any]:
                 "provenance": trace.provenance.value,
                 "t_s": [_finite(v) for v in trace.t_s.tolist()],
                 "values": [_finite(v) for v in trace.values.tolist()],
+                "samples": trace.samples,
             }
             for trace in run.traces
         ],
@@ -208,6 +210,7 @@ def _read_run(run: Mapping[str, Any]) -> RunReport:
         failure_class=run["failure_class"],
         message=run["message"],
         figures={name: _read_figure(name, f) for name, f in run["figures"].items()},
+        others=tuple(_read_figure(f["metric"], f) for f in run["other_figures"]),
         accuracy_metric=run["accuracy_metric"],
         accuracy_higher_is_better=run["accuracy_higher_is_better"],
         options_json=json.dumps(run["options"], sort_keys=True) if run["options"] else "",
@@ -244,4 +247,11 @@ def _read_trace(trace: Mapping[str, Any]) -> Trace:
     t_s, values = floats(trace["t_s"]), floats(trace["values"])
     if t_s.shape != values.shape:
         raise ValueError(f"trace {trace['channel']!r}: {t_s.size} times, {values.size} values")
-    return Trace(trace["channel"], trace["unit"], Provenance(trace["provenance"]), t_s, values)
+    return Trace(
+        trace["channel"],
+        trace["unit"],
+        Provenance(trace["provenance"]),
+        t_s,
+        values,
+        trace["samples"],
+    )

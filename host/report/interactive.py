@@ -10,7 +10,19 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from host.report.charts import Axis, Bars, Layers, Pareto, Point, Shares, Traces, Value, envelope
+from host.report.charts import (
+    Axis,
+    Bars,
+    Layers,
+    Pareto,
+    Point,
+    Shares,
+    Traces,
+    Value,
+    drawn_line,
+    time_title,
+    without_gaps,
+)
 from host.report.labels import Box, place_labels, text_width
 from host.report.text import PROVENANCE_TEXT, scale_of
 
@@ -281,7 +293,7 @@ def layers(chart: Layers) -> Chart:
                 "fixedrange": True,
             },
             "yaxis": {
-                "title": {"text": "SQNR (dB)<br>↑ higher is better"},
+                "title": {"text": "Weight SQNR (dB)<br>↑ higher is better"},
                 "range": [low - pad, high + pad],
                 "fixedrange": True,
             },
@@ -291,8 +303,9 @@ def layers(chart: Layers) -> Chart:
     }
 
 
-def trace(chart: Traces) -> Chart:
+def trace(original: Traces) -> Chart:
     """Channels over device time, one panel per channel, phases shaded behind all of them."""
+    chart = without_gaps(original)
     count = len(chart.traces)
     height = 64 + 130 * count + 24
     data: list[Chart] = []
@@ -302,7 +315,7 @@ def trace(chart: Traces) -> Chart:
         "shapes": [],
         "annotations": [],
         "xaxis": {
-            "title": {"text": "Device time (s)"},
+            "title": {"text": time_title(original, chart)},
             "anchor": f"y{count}" if count > 1 else "y",
             "fixedrange": True,
             "range": list(time_range(chart)),
@@ -313,13 +326,13 @@ def trace(chart: Traces) -> Chart:
     for index, channel in enumerate(chart.traces):
         top = 1 - index * (panel + gap)
         suffix = "" if index == 0 else str(index + 1)
-        t_s, values = envelope(channel.t_s, channel.values, ENVELOPE_BUCKETS)
+        t_s, values = drawn_line(channel, ENVELOPE_BUCKETS)
         data.append(
             {
                 "type": "scatter",
                 "mode": "lines",
                 "x": [round(v, 4) for v in t_s.tolist()],
-                "y": [float(f"{v:.5g}") for v in values.tolist()],
+                "y": [None if v != v else float(f"{v:.5g}") for v in values.tolist()],
                 "yaxis": f"y{suffix}",
                 "line": {"color": ("@front", "@best", "@other")[index % 3], "width": 1.3},
                 "name": channel.channel,
@@ -414,24 +427,22 @@ def timeline(chart: Sequence[Traces], numbers: dict[str, int]) -> Chart:
     }
 
 
-PHASE_PATTERN = {"warmup": "/", "load": "x", "first inference": "+", "idle": "."}
+PHASE_PATTERN = {"warmup": "/", "load": "x", "first inference": "+", "idle": ".", "golden": "-"}
 _PHASE_COLOUR = {
     "idle": "phaseidle",
     "load": "phaseload",
     "first inference": "phasefirst",
     "warmup": "phasewarm",
-    "block": "phaseblock",
+    "timed": "phasetimed",
 }
 
 
 def phase_kind(name: str) -> str:
-    """The sort of a phase: "block 3" and "block_3" are blocks, "idle_after" is idle."""
-    plain = name.lower().replace("_", " ").replace("-", " ")
-    for kind in ("idle", "load", "first inference", "block"):
-        if plain.startswith(kind):
+    """The sort of a phase: idle_before and idle_after are idle, cold_load and warm_load load."""
+    plain = name.lower().replace("_", " ")
+    for kind in ("idle", "load"):
+        if kind in plain.split():
             return kind
-    if plain.startswith("warm"):
-        return "warmup"
     return plain
 
 

@@ -267,8 +267,8 @@ def _trace_summary(chart: charts.Traces) -> str:
 
 
 def _trace_caption(chart: charts.Traces) -> str:
-    samples = sum(t.t_s.size for t in chart.traces)
-    drawn = any(t.t_s.size > 2 * interactive.ENVELOPE_BUCKETS for t in chart.traces)
+    samples = sum(t.samples or t.t_s.size for t in chart.traces)
+    drawn = any((t.samples or t.t_s.size) > 2 * interactive.ENVELOPE_BUCKETS for t in chart.traces)
     return f"{samples:,} samples" + (", drawn as minimum and maximum per stretch" if drawn else "")
 
 
@@ -289,7 +289,10 @@ def _section(
     if layers.drawn:
         figures[f"v{number}layers"] = interactive.layers(layers)
         layer_slot = ChartSlot(
-            f"v{number}layers", "Error by layer", _layers_summary(layers), "SQNR against float"
+            f"v{number}layers",
+            "Error by layer",
+            _layers_summary(layers),
+            "SQNR of each quantized weight against the float one",
         )
     if run.traces:
         chart = charts.Traces(run.variant, run.traces, run.phases)

@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 
 from host.errors import UserError
 from host.report import charts
-from host.report.charts import Axis, Value, envelope
+from host.report.charts import Axis, Value, drawn_line
 from host.report.data import SessionReport
 from host.report.interactive import (
     HEATMAP_DARK,
@@ -43,14 +43,20 @@ PHASES = {
     "phaseload": "#7b3fa0",
     "phasefirst": "#b3246b",
     "phasewarm": "#c98500",
-    "phaseblock": "#0a5fb4",
+    "phasetimed": "#0a5fb4",
     "phaseother": "#4d7c0f",
 }
 HEATMAP_COLOURS = ("#f2f5f9", "#9dc3e8", "#1f66ad", "#0a4f96")
 WARN_BG, WARN_INK, WARN_LINE = "#fff4dc", "#6b4300", "#b97700"
 _MARKER = {"best": "*", "front": "o", "baseline": "D", "other": "s"}
 _SIZE = {"best": 190.0, "front": 62.0, "baseline": 62.0, "other": 44.0}
-_HATCH = {"warmup": "///", "load": "xxx", "first inference": "+++", "idle": "..."}
+_HATCH = {
+    "warmup": "///",
+    "load": "xxx",
+    "first inference": "+++",
+    "idle": "...",
+    "golden": "---",
+}
 _DPI = 144
 _HALO = [withStroke(linewidth=2.5, foreground="white")]
 _STYLE: dict[Any, Any] = {
@@ -502,9 +508,9 @@ def _layers(session: SessionReport) -> Figure | None:
         return None
     numbers = numbering(session)
     rows, columns = _grid(len(every), 3)
-    caption = "SQNR of each layer's output against the float graph; the lowest two are named."
+    caption = "SQNR of each quantized weight against the float one; the ring marks the lowest."
     width = max(columns * 4.0, 6.4)
-    figure, body = _canvas(session, "layers", width, rows * 2.25, caption)
+    figure, body = _canvas(session, "layers", width, rows * 2.4, caption)
     height = figure.get_size_inches()[1]
     values = [row.sqnr_db or 0.0 for chart in every for _, row in chart.drawn]
     low, high = min(values), max(values)
@@ -518,7 +524,7 @@ def _layers(session: SessionReport) -> Figure | None:
         axes = figure.add_axes(
             (
                 (column * cell + 0.62) / width,
-                body[1] - (row * 2.25 + 1.75) / height,
+                body[1] - (row * 2.4 + 1.95) / height,
                 (cell - 0.85) / width,
                 1.4 / height,
             )
@@ -535,14 +541,36 @@ def _layers(session: SessionReport) -> Figure | None:
             )
         axes.set_xlim(0, len(chart.layers) + 1)
         axes.set_ylim(low - pad, high + pad)
-        _name_layers(axes, chart)
+        (worst, lowest), *_ = chart.worst(1)
+        axes.plot(
+            [worst + 1],
+            [lowest.sqnr_db or 0.0],
+            "o",
+            ms=9,
+            mfc="none",
+            mec=INK,
+            mew=1,
+            clip_on=False,
+        )
         axes.set_title(
-            f"{numbers[chart.variant]} {short_name(chart.variant, 36)}", fontsize=9, loc="left"
+            f"{numbers[chart.variant]} {short_name(chart.variant, 36)}",
+            fontsize=9,
+            loc="left",
+            pad=16,
+        )
+        axes.annotate(
+            f"lowest: {_tail(lowest.name, 30)} {lowest.sqnr_db:.1f} dB",
+            (0, 1),
+            xytext=(0, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=7.5,
+            color=MUTED,
         )
         if index + columns >= len(every):
             axes.set_xlabel("Layer, in graph order", fontsize=8)
         if column == 0:
-            axes.set_ylabel("SQNR (dB)\n↑ higher is better", fontsize=8)
+            axes.set_ylabel("Weight SQNR (dB)\n↑ higher is better", fontsize=8)
     if len(precisions) > 1:
         handles, words = figure.axes[0].get_legend_handles_labels()
         figure.legend(
@@ -555,33 +583,6 @@ def _layers(session: SessionReport) -> Figure | None:
             bbox_to_anchor=(1 - 0.2 / width, 1 - 0.15 / height),
         )
     return figure
-
-
-def _name_layers(axes: Axes, chart: charts.Layers) -> None:
-    box = axes.get_window_extent()
-    scale = axes.get_figure().dpi / 72  # type: ignore[union-attr]
-    worst = chart.worst(2)
-    order = [*worst, *(pair for pair in chart.drawn if pair not in worst)]
-    points = [axes.transData.transform((i + 1, r.sqnr_db or 0.0)) for i, r in order]
-    pixels = [(x - box.x0, box.y1 - y) for x, y in points]
-    texts = [_tail(r.name) for _, r in worst]
-    sizes = [(text_width(t, 7 * scale), 9.5 * scale) for t in texts]
-    placed = place_labels(pixels, sizes, (box.width, box.height), marker=3 * scale)
-    pixels = pixels[: len(worst)]
-    for (i, row), text, spot, (px, py) in zip(worst, texts, placed, pixels, strict=True):
-        axes.annotate(
-            text,
-            (i + 1, row.sqnr_db or 0.0),
-            xytext=((spot.x - px) / scale, (py - spot.y) / scale),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=7,
-            path_effects=_HALO,
-            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkB": 2}
-            if spot.leader
-            else None,
-        )
 
 
 def _tail(name: str, limit: int = 24) -> str:
@@ -605,7 +606,8 @@ def _trace(session: SessionReport) -> Figure | None:
     figure, body = _canvas(session, "trace", width, panel * len(every) + 0.25, caption)
     height = figure.get_size_inches()[1]
     cell = width / columns
-    for row, chart in enumerate(every):
+    for row, original in enumerate(every):
+        chart = charts.without_gaps(original)
         for column, channel in enumerate(chart.traces):
             axes = figure.add_axes(
                 (
@@ -618,7 +620,7 @@ def _trace(session: SessionReport) -> Figure | None:
             for phase in chart.phases:
                 colour = PHASES[phase_colour(phase.name)]
                 axes.axvspan(phase.start_s, phase.end_s, color=colour, alpha=0.16, linewidth=0)
-            t_s, values = envelope(channel.t_s, channel.values, 700)
+            t_s, values = drawn_line(channel, 700)
             axes.plot(t_s, values, color=COLOURS["front"], linewidth=0.8)
             axes.set_xlim(*time_range(chart))
             axes.set_ylabel(scale_of(channel.unit).unit, fontsize=8)
@@ -628,7 +630,7 @@ def _trace(session: SessionReport) -> Figure | None:
                 loc="left",
             )
             if row == len(every) - 1:
-                axes.set_xlabel("Device time (s)", fontsize=8, labelpad=1)
+                axes.set_xlabel(charts.time_title(original, chart), fontsize=8, labelpad=1)
     _phase_legend(figure, [p.name for c in every for p in c.phases])
     return figure
 

@@ -36,7 +36,7 @@ _NAME_MAX_NARROW = 20  # lets four figures stand beside the name in 80 columns
 
 
 def session_table(
-    session: SessionReport, *, width: int, metrics: Iterable[str] = MAIN_METRICS
+    session: SessionReport, width: int, *, metrics: Iterable[str] = MAIN_METRICS
 ) -> RenderableType:
     """Verdict, tables and notes, for a terminal of `width` columns.
 
@@ -51,7 +51,7 @@ def session_table(
     parts: list[RenderableType] = [_heading(session), Text("")]
     parts.append(Text(verdict.headline, style="bold"))
     parts += [Padding(Text(reason), (0, 0, 0, 2)) for reason in verdict.reasons]
-    rows = [index for index, run in enumerate(session.runs) if run.status is RunStatus.OK]
+    rows = [i for i, run in enumerate(session.runs) if any(run.figure(m) for m in shown)]
     for number, group in enumerate(_chunks([_width(c) for c in columns], width - name_width)):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 1), show_edge=False)
         table.add_column(Text("Variant"), width=name_width, no_wrap=True)
@@ -87,7 +87,7 @@ def _heading(session: SessionReport) -> Text:
 
 def _column(session: SessionReport, metric: str) -> list[str]:
     """The header and then one cell per run; lines within a cell are separated by newlines."""
-    unit = scale_of(metric_unit(session, metric)).unit
+    unit = scale_of(metric_unit(session, metric), metric).unit
     if metric == "accuracy" and (name := accuracy_name(session)):
         unit = f"{name} {unit}"
     better = arrow(higher_is_better(session, metric))

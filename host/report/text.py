@@ -33,7 +33,8 @@ PROVENANCE_TEXT: dict[Provenance, ProvenanceText] = {
 
 SHORT_LABELS = {
     "accuracy": "Accuracy",
-    "accuracy_drop": "Acc. drop",
+    "accuracy_drop": "Drop, float",
+    "accuracy_drop_fp16": "Drop, fp16",
     "agreement": "Agreement",
     "latency_ms": "Latency",
     "latency_min_ms": "Lat. min",
@@ -59,10 +60,10 @@ class Scale:
     factor: float
 
 
-def scale_of(unit: str) -> Scale:
-    """Fractions are shown as percent and bytes as MB (1e6 bytes); other units as they are."""
+def scale_of(unit: str, metric: str = "") -> Scale:
+    """Fractions are shown as percent (their drops in points), bytes as MB (1e6 bytes)."""
     if unit == "fraction":
-        return Scale("%", 100.0)
+        return Scale("pt" if metric.startswith("accuracy_drop") else "%", 100.0)
     if unit == "bytes":
         return Scale("MB", 1e-6)
     if unit == "C":
@@ -134,16 +135,16 @@ def column_decimals(session: SessionReport, metric: str) -> int:
     needed = 0
     for figure in figures:
         assert figure.value is not None
-        if shown := abs(figure.value) * scale_of(figure.unit).factor:
+        if shown := abs(figure.value) * scale_of(figure.unit, figure.metric).factor:
             needed = max(needed, min(max(1 - math.floor(math.log10(shown)), 0), 6))
-    return max(needed, min(_decimals(f, scale_of(f.unit).factor) for f in figures))
+    return max(needed, min(_decimals(f, scale_of(f.unit, f.metric).factor) for f in figures))
 
 
 def value_text(figure: Figure, *, unit: bool = False, decimals: int | None = None) -> str:
     """The value in its shown unit: "76.1", or "76.1 %" with the unit."""
     if figure.value is None:
         return ABSENT
-    scale = scale_of(figure.unit)
+    scale = scale_of(figure.unit, figure.metric)
     digits = _decimals(figure, scale.factor) if decimals is None else decimals
     text = f"{figure.value * scale.factor:.{digits}f}"
     return f"{text} {scale.unit}".strip() if unit else text
@@ -153,7 +154,7 @@ def interval_text(figure: Figure, *, decimals: int | None = None) -> str:
     """The 95 % interval in the shown unit: "74.0–78.1"; empty without one."""
     if figure.value is None or figure.ci_low is None or figure.ci_high is None:
         return ""
-    factor = scale_of(figure.unit).factor
+    factor = scale_of(figure.unit, figure.metric).factor
     digits = _decimals(figure, factor) if decimals is None else decimals
     low, high = figure.ci_low * factor, figure.ci_high * factor
     between = " to " if low < 0 else "–"
@@ -202,6 +203,8 @@ def baseline_text(session: SessionReport, run: RunReport, metric: str) -> str:
     if ours is None or theirs is None or ours.provenance is not theirs.provenance:
         return ""
     assert ours.value is not None and theirs.value is not None
+    if metric.startswith("accuracy_drop"):
+        return ""
     if ours.unit == "fraction":
         return f"{(ours.value - theirs.value) * 100:+.2f} pt"
     if metric == "accuracy" or not theirs.value:

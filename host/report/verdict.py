@@ -109,7 +109,12 @@ def _refusal(run: RunReport, base: RunReport | None, limits: Constraints) -> str
         ours, theirs = run.figure("accuracy"), base.figure("accuracy")
         if ours is None:
             return "no accuracy figure"
-        if theirs is not None:
+        if (paired := run.figure("accuracy_drop_fp16")) is not None:
+            # From the same samples in both runs, so it is sharper than the two figures apart.
+            assert paired.value is not None
+            if paired.value > limits.max_accuracy_drop:
+                return f"accuracy {_drop_text(paired, paired.value)} below fp16"
+        elif theirs is not None:
             assert ours.value is not None and theirs.value is not None
             sign = -1.0 if run.accuracy_higher_is_better is False else 1.0
             drop = sign * (theirs.value - ours.value)

@@ -74,9 +74,9 @@ def run(index: int, source: Provenance, *, samples: int = 400) -> RunReport:
         ),
         phases=(
             Phase("idle_before", 0.0, 9.5),
-            Phase("load", 9.5, 10.2),
+            Phase("cold_load", 9.5, 10.2),
             Phase("warmup", 10.2, 14.0),
-            *(Phase(f"block {k}", 14.0 + 7 * k, 20.5 + 7 * k) for k in range(6)),
+            *(Phase("timed", 14.0 + 7 * k, 20.5 + 7 * k) for k in range(6)),
         ),
     )
 

@@ -30,7 +30,7 @@ _spec.loader.exec_module(rows)
 
 def rendered(session: SessionReport, width: int) -> str:
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
-    console.print(session_table(session, width=width))
+    console.print(session_table(session, width))
     return console.file.getvalue()
 
 
