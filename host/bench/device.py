@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from host.client import AgentBatch, SegmentSpec
+from host.client import AgentBatch, SegmentEnd, SegmentSpec
 from host.devices import DeviceSession
 from host.errors import DeviceError, FailureClass
 from host.store import Store
@@ -67,6 +67,7 @@ class DeviceRunner:
         self._next_seq = 1
         self.artifacts: dict[str, Artifact] = {}
         self.failures: dict[str, RunFailure] = {}
+        self._pending: list[SegmentSpec] = []
         self._connected()
 
     def _connected(self) -> None:
@@ -98,62 +99,58 @@ class DeviceRunner:
 
     def run(self, segments: Sequence[SegmentSpec]) -> None:
         """Run segments in order. Failures are in `failures` afterwards, by run."""
-        pending = [s for s in segments if s.run_id not in self.failures]
-        while pending:
+        self._pending = [s for s in segments if s.run_id not in self.failures]
+        while self._pending:
             try:
-                self._device.client.start(self._session_id, pending)
-                pending = self._consume(pending)
+                self._device.client.start(self._session_id, self._pending)
+                self._consume()
             except DeviceError as e:
-                pending = self._recover(e, pending)
+                self._recover(e)
 
-    def _consume(self, pending: list[SegmentSpec]) -> list[SegmentSpec]:
+    def _consume(self) -> None:
         """Store batches until every pending segment ended; what a failed run leaves is dropped."""
         for batch in self._batches():
             self._commit(batch)
-            end = batch.end
-            if end is None:
-                continue
-            spec = next(
-                s
-                for s in pending
-                if (s.run_id, s.kind, s.block_index)
-                == (batch.raw.run_id, end.kind, end.block_index)
-            )
-            pending = [s for s in pending if s is not spec]
-            if end.outcome != "ok":
-                self._fail(
-                    spec.run_id,
-                    FailureClass(end.failure_class or "DEVICE_ERROR"),
-                    end.message or f"The agent {end.outcome} the {spec.kind}.",
-                )
-                if any(s.run_id == spec.run_id for s in pending):
-                    self._device.client.cancel(spec.run_id)
-                    pending = [s for s in pending if s.run_id != spec.run_id]
-            self._on_segment(SegmentDone(spec, end.message if end.outcome != "ok" else ""))
-            if not pending:
-                break
-        return pending
+            if batch.end is not None:
+                self._ended(batch.raw.run_id, batch.end)
+            if not self._pending:
+                return
+
+    def _ended(self, run_id: str, end: SegmentEnd) -> None:
+        found = [
+            s
+            for s in self._pending
+            if (s.run_id, s.kind, s.block_index) == (run_id, end.kind, end.block_index)
+        ]
+        if not found:  # the echo of a segment that was cancelled
+            return
+        spec = found[0]
+        self._pending.remove(spec)
+        failure = ""
+        if end.outcome != "ok":
+            failure = end.message or f"The agent {end.outcome} the {spec.kind}."
+            self._fail(run_id, FailureClass(end.failure_class or "DEVICE_ERROR"), failure)
+            if any(s.run_id == run_id for s in self._pending):
+                self._device.client.cancel(run_id)
+                self._pending = [s for s in self._pending if s.run_id != run_id]
+        self._on_segment(SegmentDone(spec, failure))
 
     def _fail(self, run_id: str, failure_class: FailureClass, message: str) -> None:
         self.failures.setdefault(run_id, RunFailure(failure_class, message))
 
-    def _recover(self, error: DeviceError, pending: list[SegmentSpec]) -> list[SegmentSpec]:
+    def _recover(self, error: DeviceError) -> None:
         """The agent is gone: its current run has failed; restart it for the others."""
-        current = pending[0]
+        current = self._pending[0]
         how = self._device.death() or error.message
         where = "the check" if current.kind == "check" else f"block {current.block_index}"
         self._fail(current.run_id, error.failure_class, f"During {where}: {how}")
         self._on_segment(SegmentDone(current, how))
-        rest = [s for s in pending if s.run_id not in self.failures]
-        if not rest:
-            self._restart_if_dead()
-            return []
-        self._restart_if_dead()
-        for sha256 in {s.artifact_sha256 for s in rest}:
+        self._pending = [s for s in self._pending if s.run_id not in self.failures]
+        self._restart()
+        for sha256 in {s.artifact_sha256 for s in self._pending}:
             self._device.put(self.artifacts[sha256])
-        return rest
 
-    def _restart_if_dead(self) -> None:
+    def _restart(self) -> None:
         self._restarts += 1
         if self._restarts > MAX_RESTARTS:
             raise DeviceError(
@@ -167,9 +164,7 @@ class DeviceRunner:
         """Store, then acknowledge: only what is committed may be forgotten on the device."""
         raw = shift(batch.raw, self._epoch_ns)
         self._last_time_ns = max(self._last_time_ns, last_time_ns(raw))
-        self._device.client.ack(
-            self._store.append(self._session_id, self._device.stream_id, [raw])
-        )
+        self._device.client.ack(self._store.append(self._session_id, self._device.stream_id, [raw]))
         self._next_seq = raw.seq + 1
 
     def _batches(self) -> Iterator[AgentBatch]:

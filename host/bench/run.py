@@ -32,9 +32,9 @@ from host.bench.plan import (
 from host.bench.prepare import BenchConfig, Prepared, prepare, session_fingerprint, skip_reason
 from host.devices import DeviceInfo, DeviceSession, open_device
 from host.errors import DeviceError, FailureClass, RunStatus, ToolchainError, UserError
-from host.measure import measure_run
-from host.store import Store
-from host.store.rows import DeviceRow, RunRow, SessionRow, Stage, new_session_id
+from host.measure import Limits, assess
+from host.store import Store, new_session_id
+from host.store.rows import DeviceRow, RunRow, SessionRow, Stage
 from quant.artifact import Artifact, open_artifact
 from quant.build import cached_artifact
 from quant.figures import Figure
@@ -198,9 +198,7 @@ class _Bench:
                     count += 1
                     run_id = row.run_id if row is not None else f"{session_id}-{count:02d}"
                     self._add_run(session_id, run_id, p, variant.canonical)
-                job = Job(
-                    run_id, p.source.path, p.model.name, variant, skip_reason(variant, soc)
-                )
+                job = Job(run_id, p.source.path, p.model.name, variant, skip_reason(variant, soc))
                 jobs.append((job, p))
         return jobs
 
@@ -261,13 +259,11 @@ class _Bench:
                         message.message if message else e.message,
                     )
             return
-        self._measure([job for job, _ in todo if job.run_id not in self.statuses], runner)
+        self._measure([job for job, _ in todo if job.run_id not in self.statuses])
 
-    def _build_and_check(
-        self, todo: list[tuple[Job, Prepared]], runner: DeviceRunner
-    ) -> None:
+    def _build_and_check(self, todo: list[tuple[Job, Prepared]], runner: DeviceRunner) -> None:
         """Build in a thread, in order; put and check each variant as soon as it is there."""
-        results: queue.Queue[tuple[Job, Prepared, Built | BuildFailure]] = queue.Queue()
+        results: queue.Queue[tuple[Job, Built | BuildFailure]] = queue.Queue()
         log = self.config.cache_dir / "build.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         builder = Builder(log)
@@ -278,13 +274,13 @@ class _Bench:
                     built = self._build(builder, job, p)
                 except (OSError, RuntimeError, ToolchainError) as e:
                     built = BuildFailure(FailureClass.HARNESS_ERROR, f"The build failed: {e}")
-                results.put((job, p, built))
+                results.put((job, built))
 
         thread = threading.Thread(target=build_all, name="build", daemon=True)
         thread.start()
         try:
             for _ in todo:
-                job, p, built = results.get()
+                job, built = results.get()
                 self._built(job, built, runner)
         finally:
             builder.close()
@@ -357,23 +353,26 @@ class _Bench:
 
     # Ending --------------------------------------------------------------------------------
 
-    def _measure(self, jobs: Iterable[Job], runner: DeviceRunner) -> None:
+    def _measure(self, jobs: Iterable[Job]) -> None:
+        limits = Limits(
+            self.profile.min_inferences,
+            self.profile.min_s,
+            allow_throttling=self.profile.name == "sustained",
+        )
         for job in jobs:
             data = self.store.run_data(job.run_id)
-            result = measure_run(data, self.device.info.provenance, seed=self.config.seed)
-            drops = drop_figures(self.store, job, self.artifacts, self.prepared, self.config.seed)
-            status, message = RunStatus.OK, ""
+            result = assess(data, self.device.info.provenance, limits)
+            artifact = self.artifacts[job.run_id]
+            drops = drop_figures(artifact, self._baseline(job), self.config.seed)
+            status, message = result.status, result.message
             golden = data.golden
-            if golden is not None and not golden.bit_equal:
-                if golden.sqnr_db < GOLDEN_MIN_SQNR_DB:
-                    status = RunStatus.INVALID
-                    message = (
-                        f"The device's outputs are {golden.sqnr_db:.1f} dB from the artifact's "
-                        f"goldens (at least {GOLDEN_MIN_SQNR_DB:.0f} dB expected): it does not "
-                        "run the graph that was compiled."
-                    )
-            if result.invalid:
-                status, message = RunStatus.INVALID, result.invalid
+            if golden is not None and golden.sqnr_db < GOLDEN_MIN_SQNR_DB:
+                status = RunStatus.INVALID
+                message = (
+                    f"The device's outputs are {golden.sqnr_db:.1f} dB from the artifact's "
+                    f"goldens (at least {GOLDEN_MIN_SQNR_DB:.0f} dB expected): it does not "
+                    "run the graph that was compiled."
+                )
             self._finish(
                 job.run_id,
                 status,
@@ -382,6 +381,14 @@ class _Bench:
                 power_method=result.power_method,
                 power_update_hz=result.power_update_hz,
             )
+
+    def _baseline(self, job: Job) -> Artifact | None:
+        """The fp16 artifact of the same model, unless the job is that one."""
+        for run_id, artifact in self.artifacts.items():
+            same = artifact.manifest["model"]["name"] == job.model_name
+            if same and artifact.variant == "fp16" and run_id != job.run_id:
+                return artifact
+        return None
 
     def _fail(self, run_id: str, failure_class: FailureClass, message: str) -> None:
         self.failures[run_id] = (failure_class, message)
@@ -409,4 +416,3 @@ class _Bench:
         )
         self.statuses[run_id] = status
         self.events.finished(run_id, status, message)
-

@@ -40,7 +40,6 @@ class Progress:
         self._jobs: dict[str, str] = {}
         self._cells: dict[str, dict[str, str]] = {}
         self._seconds: dict[str, float] = {}
-        self._blocks: dict[str, int] = {}
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -84,8 +83,7 @@ class Progress:
             elif done.spec.kind == "check":
                 text = "checked on the device"
             else:
-                self._blocks[run_id] = self._blocks.get(run_id, 0) + 1
-                text = f"block {self._blocks[run_id]} measured"
+                text = f"block {done.spec.block_index + 1} measured"
             self._cells.setdefault(run_id, {})["state"] = text
         self._show(f"{self._jobs.get(run_id, run_id)}: {text}")
 
@@ -288,8 +286,8 @@ def model_inputs(
 def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) -> int:
     """Write the page, print table or JSON; the exit code."""
     from host.report.document import dumps
-    from host.report.html import render_html
     from host.report.load import load_session
+    from host.report.page import report_page
     from host.report.table import session_table
     from host.store import Store
 
@@ -303,7 +301,7 @@ def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) 
         folder.mkdir(parents=True, exist_ok=True)
         stem = report.model_name if len(reports) > 1 else "report"
         pages.append(folder / f"{stem}.html")
-        pages[-1].write_text(render_html(report), encoding="utf-8")
+        pages[-1].write_text(report_page(report), encoding="utf-8")
         (folder / f"{stem}.json").write_text(dumps(report) + "\n", encoding="utf-8")
     _keep_artifacts(outcome, reports, folder)
     if json_output:
@@ -319,9 +317,7 @@ def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) 
     return ExitCode.OK if outcome.all_ok else ExitCode.JOBS_FAILED
 
 
-def _keep_artifacts(
-    outcome: BenchOutcome, reports: Sequence[SessionReport], folder: Path
-) -> None:
+def _keep_artifacts(outcome: BenchOutcome, reports: Sequence[SessionReport], folder: Path) -> None:
     """The .qnn of every run beside the report, under a name that says what it is."""
     for report in reports:
         for run in report.runs:

@@ -46,6 +46,10 @@ def connect(
                 f"{path} is already open in this process.", "Close it before opening it again."
             ) from error
         except duckdb.IOException as error:
+            if not path.exists():
+                raise UserError(
+                    f"The database {path} cannot be created.", "Change --db-path."
+                ) from error
             if "lock" not in str(error).lower():
                 raise damaged(path, error) from error
             if time.monotonic() >= deadline:

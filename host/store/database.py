@@ -341,7 +341,7 @@ class Store:
         t_ns = table["t_ns"].to_numpy().astype(np.int64)
         value = table["value"].to_numpy()
         ids, starts = np.unique(channel, return_index=True)
-        ends = np.append(starts[1:], len(channel))
+        ends = np.append(starts, len(channel))[1:]  # also right for no samples at all
         samples = {
             int(i): Samples(int(i), t_ns[a:b], value[a:b])
             for i, a, b in zip(ids, starts, ends, strict=True)

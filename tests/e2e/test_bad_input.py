@@ -1,0 +1,114 @@
+"""Bad input: one clear line, exit 1, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import duckdb
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+
+def save(path, nodes, inputs, outputs, weights):
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in outputs.items()],
+        [numpy_helper.from_array(w, n) for n, w in weights.items()],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path
+    )
+
+
+WEIGHT = np.eye(8, dtype=np.float32)
+MATMUL = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")
+
+
+def one_line(done, *says: str) -> None:
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("qhost: error:")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for text in says:
+        assert text in errors[0]
+
+
+def bench(lab, *args):
+    return lab.run("bench", "--mock", "--device", "sm8650", *args)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--device", "sm8651", "--mock"], ["Unknown SoC 'sm8651'", "sm8650"]),
+        (["--device", "sm8250", "--mock"], ["sm8250", "v66"]),
+        (["--mock", "--methods", "int9"], ["Unknown method 'int9'", "int8"]),
+        (["--mock", "--methods", "int8[bits=3]"], ["Unknown option of int8", "activation-bits"]),
+        (["--mock", "--methods", ""], ["--methods"]),
+        (["--mock", "--profile", "fast"], ["Unknown profile 'fast'"]),
+        (["--mock", "--model-path", "missing.onnx"], ["missing.onnx does not exist"]),
+        (["--mock", "--task", "x.npz"], ["--task without --model-path"]),
+        (["--mock", "--input-shape", "x"], ["is not name:d1,d2"]),
+    ],
+)
+def test_words_that_make_no_sense(lab, args, says):
+    one_line(lab.run("bench", *args), *says)
+    assert not (lab.folder / "qhost-out").exists()
+
+
+def test_a_truncated_model(lab):
+    data = lab.model.read_bytes()
+    (lab.folder / "cut.onnx").write_bytes(data[: len(data) // 2])
+    one_line(bench(lab, "--model-path", "cut.onnx"), "cut.onnx", "truncated")
+
+
+def test_a_file_that_is_no_model(lab):
+    (lab.folder / "notes.onnx").write_text("buy milk")
+    one_line(bench(lab, "--model-path", "notes.onnx"), "notes.onnx is not an ONNX model")
+
+
+def test_dynamic_shapes_name_the_input_and_the_fix(lab):
+    path = lab.folder / "dynamic.onnx"
+    save(path, [MATMUL], {"x": ["batch", 8]}, {"y": ["batch", 8]}, {"w": WEIGHT})
+    one_line(bench(lab, "--model-path", str(path)), "Input 'x'", "--input-shape x:1,8")
+
+
+def test_a_nan_weight_is_named(lab):
+    path = lab.folder / "nan.onnx"
+    bad = WEIGHT.copy()
+    bad[2, 3] = np.nan
+    save(path, [MATMUL], {"x": [1, 8]}, {"y": [1, 8]}, {"w": bad})
+    one_line(bench(lab, "--model-path", str(path)), "'w'", "NaN")
+
+
+def test_an_operator_that_the_htp_cannot_run(lab):
+    path = lab.folder / "det.onnx"
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["z"], name="mm"),
+        helper.make_node("Det", ["z"], ["y"], name="the_det"),
+    ]
+    save(path, nodes, {"x": [8, 8]}, {"y": []}, {"w": WEIGHT})
+    one_line(bench(lab, "--model-path", str(path), "--methods", "fp16,int8"), "'the_det'", "Det")
+
+
+def test_a_foreign_database_is_left_alone(lab):
+    path = lab.folder / "foreign.duckdb"
+    with duckdb.connect(str(path)) as db:
+        db.execute("CREATE TABLE mine (x INTEGER)")
+    before = path.read_bytes()
+    one_line(bench(lab, "--db-path", "foreign.duckdb"), "foreign.duckdb", "not one of qhost")
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database(lab):
+    (lab.folder / "text.duckdb").write_text("hello, this is no database at all")
+    one_line(bench(lab, "--db-path", "text.duckdb"), "text.duckdb is not a DuckDB database")
+
+
+def test_wrong_usage_is_exit_2(lab):
+    done = lab.run("bench", "--no-such-option")
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
+    assert lab.run("no-such-verb").returncode == 2

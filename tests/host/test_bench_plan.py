@@ -1,0 +1,83 @@
+"""Profiles, block order and resuming: what a bench will do before it does anything."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from host.bench.device import last_time_ns, missing_blocks, shift
+from host.bench.plan import PROFILES, block_order, block_segment, check_segment, get_profile
+from host.bench.prepare import parse_input_shapes
+from host.errors import UserError
+from host.store.rows import Block, Mark, RawBatch, Samples
+
+
+def test_profiles_are_the_contract():
+    got = {p.name: (p.min_inferences, p.min_s, p.max_s) for p in PROFILES.values()}
+    assert got == {
+        "rapid": (64, 6, 60),
+        "quick": (128, 10, 60),
+        "normal": (1024, 60, 600),
+        "sustained": (1, 600, 600),
+    }
+    assert all(p.blocks >= 6 for p in PROFILES.values())
+
+
+def test_default_profile_depends_on_the_device():
+    assert get_profile(None, emulated=True).name == "rapid"
+    assert get_profile(None, emulated=False).name == "normal"
+    with pytest.raises(UserError, match="Did you mean rapid"):
+        get_profile("rapd", emulated=True)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_blocks_together_meet_the_minima_and_stay_under_the_maximum(name):
+    p = PROFILES[name]
+    s = block_segment("r", "a" * 64, "sm8650", 0, p, "burst", 100.0)
+    assert s.min_inferences * p.blocks >= p.min_inferences
+    assert s.min_duration_ns * p.blocks >= p.min_s * 1e9 - p.blocks
+    assert s.max_duration_ns * p.blocks <= p.max_s * 1e9 + p.blocks
+    assert check_segment("r", "a" * 64, "sm8650", "burst", 100.0, p).kind == "check"
+
+
+def test_every_block_holds_every_run_once_in_changing_orders():
+    runs = ["a", "b", "c", "d"]
+    order = block_order(runs, 12, seed=1)
+    for block in range(12):
+        assert sorted(r for r, b in order if b == block) == runs
+    firsts = Counter(order[i * 4][0] for i in range(12))
+    assert len(firsts) > 1, "a fixed order lets heat fall on the same run every time"
+    assert order == block_order(runs, 12, seed=1)
+    assert order != block_order(runs, 12, seed=2)
+
+
+def test_resuming_does_only_what_is_missing():
+    order = [("a", 0), ("b", 0), ("b", 1), ("a", 1)]
+    assert missing_blocks(order, {"a": {0}, "b": {0, 1}}) == [("a", 1)]
+
+
+def test_times_after_a_reboot_are_moved_behind_the_last_ones():
+    raw = RawBatch(
+        1,
+        "r",
+        samples=(Samples(2, np.array([5, 7], np.int64), np.array([1.0, 2.0])),),
+        marks=(Mark("timed", 4, 8),),
+        block=Block(0, 3, 4, 9, np.array([1.0], np.float32)),
+    )
+    assert last_time_ns(raw) == 9
+    moved = shift(raw, 100)
+    assert moved.samples[0].t_ns.tolist() == [105, 107]
+    assert (moved.marks[0].t_start_ns, moved.marks[0].t_end_ns) == (104, 108)
+    assert moved.block is not None
+    assert (moved.block.t_first_ns, moved.block.t_last_ns) == (104, 109)
+    assert moved.block.duration_ns == 5
+    assert shift(raw, 0) is raw
+
+
+def test_input_shapes():
+    assert parse_input_shapes(["a:b:1,3"]) == {"a:b": (1, 3)}
+    for bad in ("x", "x:", "x:1,a", "x:0,3", ":1"):
+        with pytest.raises(UserError, match="is not name:d1,d2"):
+            parse_input_shapes([bad])
