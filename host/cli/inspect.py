@@ -6,16 +6,18 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from host.errors import UserError
-from quant.artifact import Artifact, open_artifact
-from quant.htp.inspect import ContextInfo, ContextTensor, read_context
 from quant.htp.soc import soc_of_model
+
+if TYPE_CHECKING:
+    from quant.artifact import Artifact
+    from quant.htp.inspect import ContextInfo, ContextTensor
 
 
 def inspect(
@@ -23,6 +25,9 @@ def inspect(
     json_output: Annotated[bool, typer.Option("--json", help="JSON instead of tables")] = False,
 ) -> None:
     """Show SoCs, toolchain, graphs, tensors, memory and sizes, and check every checksum."""
+    from quant.artifact import open_artifact
+    from quant.htp.inspect import read_context
+
     if not path.is_file():
         raise UserError(f"{path} does not exist.", "Give a .qnn or a context .bin.")
     if path.suffix == ".bin":
@@ -47,6 +52,8 @@ def register(app: typer.Typer) -> None:
 
 def _read_contexts(artifact: Artifact) -> dict[str, ContextInfo]:
     """Metadata of every context, from the binaries and not from the manifest."""
+    from quant.htp.inspect import read_context
+
     contexts = {}
     with tempfile.TemporaryDirectory(prefix="qhost-inspect-") as temp:
         for soc in artifact.socs:
