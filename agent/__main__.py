@@ -18,6 +18,7 @@ import grpc
 from agent.artifacts import ArtifactStore
 from agent.bench import Bench
 from agent.emulator.constants import SOCS
+from agent.emulator.phone import emulated_phone
 from agent.emulator.platform import EmulatedPlatform
 from agent.platform import log_path
 from agent.server import OPTIONS, AgentService, Gate
@@ -46,7 +47,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -P -m agent", description=__doc__)
-    parser.add_argument("--emulate", metavar="SOC", choices=sorted(SOCS), required=True)
+    parser.add_argument(
+        "--emulate", metavar="SOC", choices=sorted(SOCS), help="default: what the device says"
+    )
+    parser.add_argument(
+        "--device-root", type=Path, default=Path("/"), help="where the device's files lie"
+    )
     parser.add_argument(
         "--listen", default="127.0.0.1:0", help="HOST:PORT, or unix:PATH, or unix-abstract:NAME"
     )
@@ -84,9 +90,10 @@ async def _serve(options: argparse.Namespace, root: Path, token: str) -> int:
         loop.add_signal_handler(signum, stop.set)
     if options.die_with_parent:
         threading.Thread(target=_watch_stdin, args=(loop, stop), daemon=True).start()
-    platform = EmulatedPlatform(
-        options.emulate, root, time_factor=options.time_factor, seed=options.seed
-    )
+    platform = _platform(options, root)
+    if platform is None:
+        sys.stderr.write("qhost agent: no runtime for this device; give --emulate SOC\n")
+        return 2
     artifacts = ArtifactStore(root / "artifacts")
     spool = Spool(root / "spool", capacity_bytes=options.spool_bytes)
     bench = Bench(platform, artifacts, spool, root / "queue.pb")
@@ -115,6 +122,18 @@ async def _serve(options: argparse.Namespace, root: Path, token: str) -> int:
     await asyncio.to_thread(bench.close)
     spool.close()
     return 0
+
+
+def _platform(options: argparse.Namespace, root: Path) -> EmulatedPlatform | None:
+    if options.emulate:
+        return EmulatedPlatform(
+            options.emulate, root, time_factor=options.time_factor, seed=options.seed
+        )
+    if phone := emulated_phone(options.device_root):
+        return EmulatedPlatform(
+            phone.soc, root, time_factor=phone.time_factor, seed=options.seed, phone=phone
+        )
+    return None
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

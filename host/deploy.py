@@ -1,343 +1,176 @@
-"""Bring the agent onto a device behind adb, start it, and reach it.
-
-On the device, all under BASE:
-
-    layers/<name>-<sha256>/   unpacked layers, named by the sha256 of their archive
-    installed.json            which layers make up the agent; written last
-    run/                      token (0600), agent.json (pid, socket), log of the start
-    agent/                    the agent's own directory (artifacts, spool, logs)
-
-A layer is pushed only when its directory is missing, checked by sha256 on the device before it is
-unpacked, and unpacked beside its final name. The agent listens on a unix-abstract socket, so no
-TCP port is open on the device; the token travels in a file.
-"""
+"""A running agent behind adb: deployed, leased, forwarded, and reached again after a broken cable."""
 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import hashlib
-import importlib.util
-import io
-import json
-import secrets
-import shlex
-import tarfile
 import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 
-from host.adb import AdbDevice, explain
-from host.errors import DeviceError, FailureClass, UserError
-from host.lease import BASE
+from host import install, lease
+from host.adb import AdbDevice, AdbServer, list_devices
+from host.client import AgentClient
+from host.devices import DeviceInfo, Target, describe, no_device
+from host.errors import DeviceError
+from quant.artifact import Artifact
 
-LAYERS = BASE / "layers"
-INCOMING = BASE / "incoming"
-INSTALLED = BASE / "installed.json"
-RUN = BASE / "run"
-TOKEN = RUN / "token"
-STATE = RUN / "agent.json"
-START_LOG = RUN / "log"
-AGENT_ROOT = BASE / "agent"
-ABI = "arm64-v8a"
-START_TIMEOUT_S = 60.0
-UNPACK_TIMEOUT_S = 300.0
-STOP_TIMEOUT_S = 12.0  # the agent gives itself 8 s to end its children
-_POLL_S = 0.1
-_AGENT_PACKAGES = ("agent", "protos")
-_SPARE_BYTES = 4 << 20
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One archive (tar.gz) of the agent's installation."""
-
-    name: str
-    sha256: str
-    archive: Path
-
-    @property
-    def directory(self) -> PurePosixPath:
-        return LAYERS / f"{self.name}-{self.sha256}"
-
-
-@dataclass(frozen=True)
-class RunningAgent:
-    """An agent on the device. `stream` names its spool: a new one whenever the spool is new."""
-
-    pid: int
-    socket: str
-    stream: str
-    layer: str
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """What `deploy` did: the layers that were there and those it pushed, with their bytes."""
-
-    layers: tuple[Layer, ...]
-    pushed: tuple[Layer, ...]
-    pushed_bytes: int
-
-
-def agent_layer(folder: Path) -> Layer:
-    """The agent's own code as a layer in `folder`. The same code gives the same bytes."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for package in _AGENT_PACKAGES:
-            spec = importlib.util.find_spec(package)
-            if spec is None or not spec.submodule_search_locations:
-                raise UserError(f"The package {package} is not installed.", "Reinstall qhost.")
-            base = Path(spec.submodule_search_locations[0])
-            for path in sorted(base.rglob("*.py")):
-                content = path.read_bytes()
-                member = tarfile.TarInfo(f"{package}/{path.relative_to(base).as_posix()}")
-                member.size, member.mode = len(content), 0o644
-                archive.addfile(member, io.BytesIO(content))
-    packed = gzip.compress(data.getvalue(), mtime=0)
-    sha256 = hashlib.sha256(packed).hexdigest()
-    path = folder / f"agent-{sha256}.tar.gz"
-    path.write_bytes(packed)
-    return Layer("agent", sha256, path)
-
-
-def deploy(device: AdbDevice, layers: Sequence[Layer]) -> Deployed:
-    """Install the layers that the device lacks. DeviceError when it cannot hold or verify them."""
-    listing = device.check(f"mkdir -p {LAYERS} {INCOMING} {RUN} {AGENT_ROOT}; ls {LAYERS}")
-    there = set(listing.split())
-    missing = [layer for layer in layers if layer.directory.name not in there]
-    size = sum(layer.archive.stat().st_size for layer in missing)
-    if missing:
-        # Unpacked, a layer takes about three times its archive, which is there as well.
-        _require_space(device, 4 * size + _SPARE_BYTES)
-    for layer in missing:
-        _install(device, layer)
-    installed = {"format": 1, "layers": [layer.directory.name for layer in layers]}
-    text = json.dumps(installed) + "\n"
-    if missing or device.shell(f"cat {INSTALLED}").stdout != text:
-        _write(device, INSTALLED, text)
-    return Deployed(tuple(layers), tuple(missing), size)
-
-
-def _require_space(device: AdbDevice, needed: int) -> None:
-    fields = device.check(f"df -k {BASE}").splitlines()[-1].split()
-    free = int(fields[3]) * 1024 if len(fields) > 3 and fields[3].isdecimal() else needed
-    if free < needed:
-        error = explain(device.serial, "no space left on device")
-        error.args = (
-            f"{error.message[:-1]}: {free / 1e6:.1f} MB free, {needed / 1e6:.1f} needed.",
-        )
-        error.message = str(error.args[0])
-        raise error
-
-
-def _install(device: AdbDevice, layer: Layer) -> None:
-    incoming = INCOMING / f"{layer.sha256}.tar.gz"
-    unpacking = f"{layer.directory}.tmp"
-    try:
-        device.push(layer.archive, incoming)
-        found = device.check(f"sha256sum {incoming}", UNPACK_TIMEOUT_S).split()[0]
-        if found != layer.sha256:
-            raise DeviceError(
-                f"The layer {layer.name} arrived damaged on {device.serial}.",
-                "Try again; if it happens again, check the cable and the device's storage.",
-                transient=True,
-            )
-        device.check(
-            f"rm -rf {unpacking} && mkdir -p {unpacking} && tar -xzf {incoming} -C {unpacking}"
-            f" && mv {unpacking} {layer.directory}",
-            UNPACK_TIMEOUT_S,
-        )
-    finally:
-        with contextlib.suppress(DeviceError):
-            device.shell(f"rm -rf {incoming} {unpacking}")
-
-
-def _write(device: AdbDevice, target: PurePosixPath, text: str) -> None:
-    """A small file that only the shell user can read, in place as a whole or not at all."""
-    with tempfile.TemporaryDirectory() as folder:
-        local = Path(folder) / target.name
-        local.touch(mode=0o600)
-        local.write_text(text)
-        device.push(local, PurePosixPath(f"{target}.tmp"))
-    device.check(f"chmod 600 {target}.tmp && mv {target}.tmp {target}")
-
-
-def layers_for(device: AdbDevice, folder: Path) -> tuple[Layer, ...]:
-    """The layers this device needs, as archives in `folder`. UserError where none are at hand.
-
-    An emulated device brings an interpreter with grpcio, protobuf, numpy and onnxruntime: the
-    one that its emulator runs on. A real one needs those as layers of a bundle.
-    """
-    if not device.emulated:
-        raise UserError(
-            f"{device.serial} needs an agent bundle, and none is built.",
-            "Build one: qhost agent bundle --target android-aarch64.",
-        )
-    return (agent_layer(folder),)
-
-
-def require_supported(device: AdbDevice) -> None:
-    """DeviceError for a device that the agent cannot run on."""
-    abi = device.getprop("ro.product.cpu.abi")
-    if abi != ABI:
-        raise DeviceError(
-            f"{device.serial} is a {abi or 'nameless'} device; the agent needs {ABI}.",
-            "Use a 64-bit Snapdragon with a Hexagon v68 or later.",
-        )
-
-
-def running_agent(device: AdbDevice) -> RunningAgent | None:
-    """The agent that runs on the device, if one does."""
-    done = device.shell(f"cat {STATE}")
-    if done.code:
-        return None
-    try:
-        state = json.loads(done.stdout)
-        agent = RunningAgent(
-            int(state["pid"]), str(state["socket"]), str(state["stream"]), str(state["layer"])
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
-    # The pid may have been given to another process since, or the device have rebooted.
-    command = device.shell(f"kill -0 {agent.pid} && cat /proc/{agent.pid}/cmdline")
-    return agent if command.code == 0 and agent.socket in command.stdout else None
-
-
-def start_agent(device: AdbDevice, layers: Sequence[Layer], *, clean: bool) -> RunningAgent:
-    """Start the agent detached, as the shell user. `clean` forgets what an earlier one left."""
-    socket_name = f"qhost-{secrets.token_hex(8)}"
-    python = shlex.quote(device.getprop("ro.qhost.python"))
-    path = ":".join(str(layer.directory) for layer in layers)
-    leftovers = f"rm -rf {AGENT_ROOT}/spool {AGENT_ROOT}/queue.pb; " if clean else ""
-    device.check(f"chmod 700 {RUN}; rm -f {STATE} {START_LOG}; {leftovers}")
-    _write(device, TOKEN, secrets.token_urlsafe(32))
-    started = device.check(
-        f"cd {AGENT_ROOT}; HOME={AGENT_ROOT} TMPDIR={AGENT_ROOT} LC_ALL=C.UTF-8 PYTHONPATH={path} "
-        f"setsid {python} -P -m agent --listen unix-abstract:{socket_name} --root {AGENT_ROOT} "
-        f"--token-file {TOKEN} < /dev/null > {START_LOG} 2>&1 & echo $!"
-    ).strip()
-    pid = _wait_started(device, started)
-    stream = _stream_id(device, clean=clean)
-    agent = RunningAgent(pid, socket_name, stream, layers[-1].sha256)
-    _write(device, STATE, json.dumps(agent.__dict__))
-    return agent
-
-
-def _stream_id(device: AdbDevice, *, clean: bool) -> str:
-    """The name of the spool in the agent's directory; a new spool gets a new one."""
-    path = AGENT_ROOT / "spool.id"
-    known = "" if clean else device.shell(f"cat {path}").stdout.strip()
-    if known:
-        return known
-    stream = f"{device.serial}-{secrets.token_hex(8)}"
-    _write(device, path, stream)
-    return stream
-
-
-def _wait_started(device: AdbDevice, pid: str) -> int:
-    """Wait for the agent's ready line; the pid it gives."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while True:
-        alive = device.shell(f"kill -0 {pid}").code == 0
-        log = device.shell(f"cat {START_LOG}").stdout
-        for line in log.splitlines():
-            if line.startswith("{") and '"protocol_version"' in line:
-                return int(json.loads(line)["pid"])
-        if not alive:
-            last = log.strip().splitlines()[-1:] or ["it left no message"]
-            raise DeviceError(f"The agent on {device.serial} ended while starting: {last[0]}.")
-        if time.monotonic() > deadline:
-            device.shell(f"kill -9 {pid}")
-            raise DeviceError(
-                f"The agent on {device.serial} was not ready within {START_TIMEOUT_S:.0f} s.",
-                "See 'qhost agent logs'.",
-                failure_class=FailureClass.TIMEOUT,
-            )
-        time.sleep(_POLL_S)
-
-
-def stop_agent(device: AdbDevice, agent: RunningAgent) -> None:
-    """End the agent and wait until it is gone; killed when it does not go."""
-    device.shell(f"kill -TERM {agent.pid}")
-    deadline = time.monotonic() + STOP_TIMEOUT_S
-    while device.shell(f"kill -0 {agent.pid}").code == 0:
-        if time.monotonic() > deadline:
-            device.shell(f"kill -9 {agent.pid}")
-            break
-        time.sleep(_POLL_S)
-    device.shell(f"rm -f {STATE} {TOKEN}")
-
-
-def remove(device: AdbDevice) -> None:
-    """Take everything of qhost off the device."""
-    if agent := running_agent(device):
-        stop_agent(device, agent)
-    device.check(f"rm -rf {BASE}", UNPACK_TIMEOUT_S)
-
-
-def put_artifact(device: AdbDevice, folder: Path, sha256: str) -> bool:
-    """Push the files of one artifact; False when the device has it. Verified by sha256 there."""
-    target = AGENT_ROOT / "artifacts" / sha256
-    if device.shell(f"test -d {target}").code == 0:
-        return False
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    _require_space(device, sum(path.stat().st_size for path in files) + _SPARE_BYTES)
-    incoming = INCOMING / sha256
-    try:
-        device.check(f"rm -rf {incoming}; mkdir -p {incoming} {target.parent}")
-        device.push(folder, incoming)
-        names = [path.relative_to(folder).as_posix() for path in files]
-        quoted = " ".join(shlex.quote(name) for name in names)
-        sums = device.check(f"cd {incoming} && sha256sum {quoted}", UNPACK_TIMEOUT_S)
-        found = [line.split()[0] for line in sums.splitlines()]
-        if found != [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]:
-            raise DeviceError(f"An artifact arrived damaged on {device.serial}.", transient=True)
-        device.check(f"mv {incoming} {target}")
-    finally:
-        with contextlib.suppress(DeviceError):
-            device.shell(f"rm -rf {incoming}")
-    return True
+# A phone that reboots is back on USB in a minute or two; one that was only unplugged at once.
+RETURN_TIMEOUT_S = 60.0
 
 
 class AgentEndpoint:
     """A forwarded agent: where it is and the token it takes."""
 
-    def __init__(self, device: AdbDevice, agent: RunningAgent, token: str) -> None:
+    def __init__(self, device: AdbDevice, agent: install.RunningAgent) -> None:
+        self.device = device
         self.serial = device.serial
-        self.token = token
         self.agent = agent
-        self._device = device
+        self.token = device.check(f"cat {install.TOKEN}").strip()
         self._port = device.forward(f"localabstract:{agent.socket}")
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self._port}"
 
-    def reconnect(self, timeout: float) -> None:
-        """Wait for the device and forward anew: disconnect and kill-server drop all forwards."""
-        self._device.wait_ready(timeout)
-        self._port = self._device.forward(f"localabstract:{self.agent.socket}")
-
     def close(self) -> None:
         """Remove the forward; the agent runs on."""
         with contextlib.suppress(DeviceError):
-            self._device.remove_forward(self._port)
+            self.device.remove_forward(self._port)
 
 
-def ensure_agent(device: AdbDevice) -> AgentEndpoint:
-    """Deploy what is missing, start the agent unless it runs, forward its socket."""
-    device.require_ready()
-    require_supported(device)
+@contextlib.contextmanager
+def _layers(device: AdbDevice) -> Iterator[tuple[install.Layer, ...]]:
     with tempfile.TemporaryDirectory(prefix="qhost-layers-") as folder:
-        layers = layers_for(device, Path(folder))
-        deploy(device, layers)
-        agent = running_agent(device)
-        if agent and agent.layer != layers[-1].sha256:
-            stop_agent(device, agent)
-            agent = None
-        if agent is None:
-            agent = start_agent(device, layers, clean=False)
-    return AgentEndpoint(device, agent, device.check(f"cat {TOKEN}").strip())
+        yield install.layers_for(device, Path(folder))
+
+
+def deploy(device: AdbDevice) -> install.Installed:
+    """Install what is missing; the agent is neither started nor stopped."""
+    device.require_ready()
+    install.require_supported(device)
+    with _layers(device) as layers:
+        return install.install(device, layers)
+
+
+def ensure_agent(device: AdbDevice, *, clean: bool = False) -> AgentEndpoint:
+    """Deploy what is missing, start the agent unless this very version runs, forward its socket.
+
+    `clean` stops one that runs, and starts a new one that knows nothing of earlier runs.
+    """
+    installed = deploy(device)
+    agent = install.running_agent(device)
+    if agent and (clean or agent.layer != installed.layers[-1].sha256):
+        install.stop_agent(device, agent)
+        agent = None
+    if agent is None:
+        agent = install.start_agent(device, installed.layers, clean=clean)
+    return AgentEndpoint(device, agent)
+
+
+class AdbSession:
+    """DeviceSession on an adb device: holds its lease; stops the agent if it had to start it."""
+
+    client: AgentClient
+    info: DeviceInfo
+    stream_id: str
+
+    def __init__(self, device: AdbDevice, held: lease.HeldLease) -> None:
+        self._device = device
+        self._lease = held
+        self._endpoint: AgentEndpoint | None = None
+        self._started = install.running_agent(device) is None
+        try:
+            self._attach(ensure_agent(device))
+            self._require_clean()
+        except BaseException:
+            self._detach()
+            held.release()
+            raise
+
+    def _attach(self, endpoint: AgentEndpoint) -> None:
+        self._detach()
+        self._endpoint = endpoint
+        self.client = AgentClient(endpoint.address, endpoint.token)
+        self.info = describe(self.client)
+        self.stream_id = endpoint.agent.stream
+        if self._device.emulated and not self.info.emulated:
+            raise DeviceError(f"The agent on the emulated device {self._device.serial} denies it.")
+
+    def _detach(self) -> None:
+        if self._endpoint:
+            self.client.close()
+            self._endpoint.close()
+            self._endpoint = None
+
+    def _require_clean(self) -> None:
+        status = self.client.status()
+        if status.busy or status.queued_segments or status.next_seq - 1 > status.acked_seq:
+            raise DeviceError(
+                f"{self._device.serial} holds results of a session that lost its host.",
+                f"Fetch them: qhost collect --device {self._device.serial} "
+                "(with --discard to drop them).",
+            )
+
+    def put(self, artifact: Artifact) -> None:
+        with tempfile.TemporaryDirectory(prefix="qhost-artifact-") as folder:
+            files = artifact.extract(Path(folder), self.info.soc)
+            install.put_artifact(self._device, files, artifact.sha256)
+
+    def death(self) -> str:
+        """Why the agent cannot go on, in words; empty when it runs and is connected again.
+
+        `adb disconnect`, `adb kill-server` and a pulled cable drop every forward: when the agent
+        has outlived that, `client` is a new one on a new forward.
+        """
+        assert self._endpoint
+        before = self._endpoint.agent
+        try:
+            self._device.wait_ready(RETURN_TIMEOUT_S)
+            agent = install.running_agent(self._device)
+            if agent is None or agent.pid != before.pid:
+                return f"the agent on {self._device.serial} was killed or the device rebooted"
+            self._attach(AgentEndpoint(self._device, agent))
+        except DeviceError as error:
+            return error.message
+        return ""
+
+    def restart(self) -> None:
+        """A new agent with an empty spool, in place of whatever is there."""
+        self._device.wait_ready(RETURN_TIMEOUT_S)
+        self._attach(ensure_agent(self._device, clean=True))
+
+    def close(self) -> None:
+        """Leave the device as it was found; what cannot be done on a lost device is left undone."""
+        with contextlib.suppress(DeviceError):
+            self.client.cancel("")
+        self._detach()
+        if self._started:
+            with contextlib.suppress(DeviceError):
+                agent = install.running_agent(self._device)
+                if agent:
+                    install.stop_agent(self._device, agent, clean=True)
+        self._lease.release()
+
+
+def open_adb_device(serial: str, soc: str) -> AdbSession:
+    """A session on the device `serial`, on an idle one of `soc`, or on the only one there is.
+
+    UserError when no device fits; DeviceError when the one that does cannot be used.
+    """
+    devices = list_devices(AdbServer())
+    fitting = [d for d in devices if serial in ("", d.serial) and soc in ("", d.soc)]
+    if not fitting and len(devices) == 1 and not devices[0].ready and not serial:
+        devices[0].require_ready()  # its SoC is unknown because it cannot be asked
+    if not fitting:
+        raise no_device(
+            Target(serial=serial, soc=soc), [f"{d.serial} ({d.soc or d.state})" for d in devices]
+        )
+    busy: DeviceError | None = None
+    for device in fitting:
+        try:
+            device.require_ready()
+            return AdbSession(device, lease.acquire(device))
+        except DeviceError as error:
+            busy = busy or error
+    assert busy
+    raise busy

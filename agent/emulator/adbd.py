@@ -28,6 +28,7 @@ from agent.emulator.adb.faults import Fault, FaultSyntaxError, Wire
 from agent.emulator.adb.protocol import MAX_PAYLOAD, Connection, Identity, State
 from agent.emulator.adb.services import Services
 from agent.emulator.adb.table import TableRunner
+from agent.emulator.phone import TREE
 
 log = logging.getLogger("adbd")
 
@@ -208,7 +209,7 @@ def _data_bytes(options: argparse.Namespace) -> int | None:
 
 def _overlay(root: Path) -> None:
     """Show the emulated /proc files over the kernel's."""
-    sandbox.bind(root / android.TREE / "proc/meminfo", root / "proc/meminfo")
+    sandbox.bind(root / TREE / "proc/meminfo", root / "proc/meminfo")
 
 
 async def _serve(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.emulator import android_commands
 from agent.emulator.device import Device
+from agent.emulator.phone import PROPERTIES, TREE
 from agent.emulator.sysfs import SysfsTree
 
 # Names that Android's toybox has and the host uses; the device's are the host's own programs.
@@ -24,7 +25,6 @@ _TOYBOX = """
     uname uniq uptime wc which xargs
 """
 COMMANDS_FILE = Path("system/lib/android_commands.py")
-PROPERTIES_FILE = android_commands.PROPERTIES
 
 
 # ro.board.platform: the code name that Android builds use.
@@ -37,7 +37,6 @@ BOARDS = {
     "sm8750": "sun",
     "sm8850": "canoe",
 }
-TREE = Path("vendor/emulated")  # the sys/ and proc/ files that the device model keeps up to date
 
 
 def properties(soc: str, serial: str, time_factor: float) -> dict[str, str]:
@@ -71,7 +70,7 @@ def build_root(root: Path, soc: str, props: dict[str, str]) -> None:
     """Lay out the root. What a run left under /data stays, as on a device that was rebooted."""
     for name in ("system/bin", "system/lib", "vendor/lib64", "data/local/tmp", "sdcard"):
         (root / name).mkdir(parents=True, exist_ok=True)
-    (root / PROPERTIES_FILE).write_text("".join(f"{key}={value}\n" for key, value in props.items()))
+    (root / PROPERTIES).write_text("".join(f"{key}={value}\n" for key, value in props.items()))
     _system_bin(root)
     # The device at rest; the agent's device model takes the tree over when it starts.
     SysfsTree(root / TREE, Device(soc, seed=0)).close()

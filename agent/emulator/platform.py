@@ -17,6 +17,7 @@ from pathlib import Path
 from agent import fingerprint
 from agent.emulator import constants as c
 from agent.emulator.device import Device
+from agent.emulator.phone import Phone
 from agent.emulator.sysfs import SysfsTree
 from agent.platform import Column, Sink, log_path
 from agent.runtime import Runtime, Stop
@@ -34,16 +35,23 @@ _LATE_S = 0.25
 
 
 class EmulatedPlatform:
-    """Platform protocol. `seed` makes noise repeatable."""
+    """Platform protocol. `seed` makes noise repeatable; `phone`: the Android device below."""
 
     def __init__(
-        self, soc: str, root: Path, *, time_factor: float | None = None, seed: int = 0
+        self,
+        soc: str,
+        root: Path,
+        *,
+        time_factor: float | None = None,
+        seed: int = 0,
+        phone: Phone | None = None,
     ) -> None:
         self._root = root
         self._seed = seed
         self._factor = time_factor
         self._device = Device(soc, seed=seed)
-        self._tree = SysfsTree(root / "sysroot", self._device)
+        self._phone = phone
+        self._tree = SysfsTree(phone.tree if phone else root / "sysroot", self._device)
         self._channels = discover(self._tree.root, c.MODEL_PID)
         self._numerics = OrtQnnRuntime(log_path(root, "ort_qnn"))
         self._lock = threading.Lock()  # whoever advances the device holds it
@@ -60,13 +68,13 @@ class EmulatedPlatform:
             substrate=pb.EMULATED,
             emulation_basis=c.BASIS,
             device=pb.DeviceIdentity(
-                serial=f"EMU{serial}",
+                serial=self._phone.serial if self._phone else f"EMU{serial}",
                 model=f"{spec.name} (emulated)",
                 soc=self._device.soc,
                 soc_model=spec.soc_model,
                 htp_arch=spec.htp_arch,
-                build=c.BUILD,
-                os="linux",
+                build=self._phone.build if self._phone else c.BUILD,
+                os="android" if self._phone else "linux",
             ),
             channels=[ch.spec.to_proto(i) for i, ch in enumerate(self._channels, 1)],
             runtimes=[EmulatedRuntime.name],

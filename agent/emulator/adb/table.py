@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,7 +177,7 @@ class TableRunner:
         _, log_name = command.redirects.get(STDOUT, (">", "/data/local/tmp/agent.log"))
         with context.path(log_name).open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "agent", *arguments],
+                [sys.executable, "-P", "-m", "agent", "--device-root", self._root, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -185,12 +186,14 @@ class TableRunner:
                     "PATH": os.defpath,
                     "LC_ALL": "C.UTF-8",
                     "PYTHONPATH": str(PROCESS_ROOT),
-                    "QHOST_DEVICE_ROOT": str(self._root),
                 },
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # the emulator has no other thread that could fork
             )
         self._processes[process.pid] = process
+        proc = self._root / f"proc/{process.pid}"
+        proc.mkdir(parents=True, exist_ok=True)
+        (proc / "cmdline").write_text("\0".join(command.words))
         return process.pid
 
 
@@ -267,6 +270,18 @@ def _rm(context: Context, arguments: list[str]) -> bytes:
     return b""
 
 
+def _ln(context: Context, arguments: list[str]) -> bytes:
+    """`ln -s TEXT LINK`."""
+    if len(arguments) != 3 or arguments[0] != "-s":
+        raise CommandFailed("only ln -s TARGET LINK is offered")
+    context.path(arguments[2], follow=False).symlink_to(arguments[1])
+    return b""
+
+
+def _readlink(context: Context, arguments: list[str]) -> bytes:
+    return f"{context.path(arguments[0], follow=False).readlink()}\n".encode()
+
+
 def _mv(context: Context, arguments: list[str]) -> bytes:
     source, target = (context.path(name, follow=False) for name in _operands(arguments))
     (target / source.name if target.is_dir() else target).parent.mkdir(exist_ok=True)
@@ -339,13 +354,16 @@ TABLE: dict[str, Command] = {
     "cat": _cat,
     "cd": _cd,
     "chmod": _chmod,
+    "date": lambda *_: f"{time.time():.0f}\n".encode(),  # the only format asked for: +%s
     "df": _df,
     "echo": lambda _, arguments: (" ".join(arguments) + "\n").encode(),
     "id": lambda *_: b"uid=2000(shell) gid=2000(shell)\n",
     "kill": _kill,
+    "ln": _ln,
     "ls": _ls,
     "mkdir": _mkdir,
     "mv": _mv,
+    "readlink": _readlink,
     "rm": _rm,
     "sha256sum": _sha256sum,
     "tail": _tail,

@@ -1,0 +1,307 @@
+"""Install the agent on a device behind adb, start and stop it there.
+
+On the device, all under BASE:
+
+    layers/<name>-<sha256>/   unpacked layers, named by the sha256 of their archive
+    installed.json            which layers make up the agent; written last
+    run/                      token (0600), agent.json (pid, socket), log of the start
+    agent/                    the agent's own directory (artifacts, spool, logs)
+
+A layer is pushed only when its directory is missing, checked by sha256 on the device before it is
+unpacked, and unpacked beside its final name. The agent listens on a unix-abstract socket, so no
+TCP port is open on the device; the token travels in a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import importlib.util
+import io
+import json
+import secrets
+import shlex
+import tarfile
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from host.adb import AdbDevice, explain
+from host.errors import DeviceError, FailureClass, UserError
+from host.lease import BASE
+
+LAYERS = BASE / "layers"
+INCOMING = BASE / "incoming"
+MANIFEST = BASE / "installed.json"
+RUN = BASE / "run"
+TOKEN = RUN / "token"
+STATE = RUN / "agent.json"
+START_LOG = RUN / "log"
+AGENT_ROOT = BASE / "agent"
+ABI = "arm64-v8a"
+START_TIMEOUT_S = 60.0
+UNPACK_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 12.0  # the agent gives itself 8 s to end its children
+_POLL_S = 0.1
+_AGENT_PACKAGES = ("agent", "protos")
+_SPARE_BYTES = 4 << 20
+_LEFTOVERS = f"{AGENT_ROOT}/spool {AGENT_ROOT}/queue.pb {AGENT_ROOT}/spool.id"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One archive (tar.gz) of the agent's installation."""
+
+    name: str
+    sha256: str
+    archive: Path
+
+    @property
+    def directory(self) -> PurePosixPath:
+        return LAYERS / f"{self.name}-{self.sha256}"
+
+
+@dataclass(frozen=True)
+class RunningAgent:
+    """An agent on the device. `stream` names its spool: a new one whenever the spool is new."""
+
+    pid: int
+    socket: str
+    stream: str
+    layer: str
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What `install` did: the layers that were there and those it pushed, with their bytes."""
+
+    layers: tuple[Layer, ...]
+    pushed: tuple[Layer, ...]
+    pushed_bytes: int
+
+
+def agent_layer(folder: Path) -> Layer:
+    """The agent's own code as a layer in `folder`. The same code gives the same bytes."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for package in _AGENT_PACKAGES:
+            spec = importlib.util.find_spec(package)
+            if spec is None or not spec.submodule_search_locations:
+                raise UserError(f"The package {package} is not installed.", "Reinstall qhost.")
+            base = Path(spec.submodule_search_locations[0])
+            for path in sorted(base.rglob("*.py")):
+                content = path.read_bytes()
+                member = tarfile.TarInfo(f"{package}/{path.relative_to(base).as_posix()}")
+                member.size, member.mode = len(content), 0o644
+                archive.addfile(member, io.BytesIO(content))
+    packed = gzip.compress(data.getvalue(), mtime=0)
+    sha256 = hashlib.sha256(packed).hexdigest()
+    path = folder / f"agent-{sha256}.tar.gz"
+    path.write_bytes(packed)
+    return Layer("agent", sha256, path)
+
+
+def install(device: AdbDevice, layers: Sequence[Layer]) -> Installed:
+    """Install the layers that the device lacks. DeviceError when it cannot hold or verify them."""
+    listing = device.check(f"mkdir -p {LAYERS} {INCOMING} {RUN} {AGENT_ROOT}; ls {LAYERS}")
+    there = set(listing.split())
+    missing = [layer for layer in layers if layer.directory.name not in there]
+    size = sum(layer.archive.stat().st_size for layer in missing)
+    if missing:
+        # Unpacked, a layer takes about three times its archive, which is there as well.
+        _require_space(device, 4 * size + _SPARE_BYTES)
+    for layer in missing:
+        _install_layer(device, layer)
+    installed = {"format": 1, "layers": [layer.directory.name for layer in layers]}
+    text = json.dumps(installed) + "\n"
+    if missing or device.shell(f"cat {MANIFEST}").stdout != text:
+        _write(device, MANIFEST, text)
+    return Installed(tuple(layers), tuple(missing), size)
+
+
+def _require_space(device: AdbDevice, needed: int) -> None:
+    fields = device.check(f"df -k {BASE}").splitlines()[-1].split()
+    free = int(fields[3]) * 1024 if len(fields) > 3 and fields[3].isdecimal() else needed
+    if free < needed:
+        error = explain(device.serial, "no space left on device")
+        error.args = (
+            f"{error.message[:-1]}: {free / 1e6:.1f} MB free, {needed / 1e6:.1f} needed.",
+        )
+        error.message = str(error.args[0])
+        raise error
+
+
+def _install_layer(device: AdbDevice, layer: Layer) -> None:
+    incoming = INCOMING / f"{layer.sha256}.tar.gz"
+    unpacking = f"{layer.directory}.tmp"
+    try:
+        device.push(layer.archive, incoming)
+        found = device.check(f"sha256sum {incoming}", UNPACK_TIMEOUT_S).split()[0]
+        if found != layer.sha256:
+            raise DeviceError(
+                f"The layer {layer.name} arrived damaged on {device.serial}.",
+                "Try again; if it happens again, check the cable and the device's storage.",
+                transient=True,
+            )
+        device.check(
+            f"rm -rf {unpacking} && mkdir -p {unpacking} && tar -xzf {incoming} -C {unpacking}"
+            f" && mv {unpacking} {layer.directory}",
+            UNPACK_TIMEOUT_S,
+        )
+    finally:
+        with contextlib.suppress(DeviceError):
+            device.shell(f"rm -rf {incoming} {unpacking}")
+
+
+def _write(device: AdbDevice, target: PurePosixPath, text: str) -> None:
+    """A small file that only the shell user can read, in place as a whole or not at all."""
+    with tempfile.TemporaryDirectory() as folder:
+        local = Path(folder) / target.name
+        local.touch(mode=0o600)
+        local.write_text(text)
+        device.push(local, PurePosixPath(f"{target}.tmp"))
+    device.check(f"chmod 600 {target}.tmp && mv {target}.tmp {target}")
+
+
+def layers_for(device: AdbDevice, folder: Path) -> tuple[Layer, ...]:
+    """The layers this device needs, as archives in `folder`. UserError where none are at hand.
+
+    An emulated device brings an interpreter with grpcio, protobuf, numpy and onnxruntime: the
+    one that its emulator runs on. A real one needs those as layers of a bundle.
+    """
+    if not device.emulated:
+        raise UserError(
+            f"{device.serial} needs an agent bundle, and none is built.",
+            "Build one: qhost agent bundle --target android-aarch64.",
+        )
+    return (agent_layer(folder),)
+
+
+def require_supported(device: AdbDevice) -> None:
+    """DeviceError for a device that the agent cannot run on."""
+    abi = device.getprop("ro.product.cpu.abi")
+    if abi != ABI:
+        raise DeviceError(
+            f"{device.serial} is a {abi or 'nameless'} device; the agent needs {ABI}.",
+            "Use a 64-bit Snapdragon with a Hexagon v68 or later.",
+        )
+
+
+def running_agent(device: AdbDevice) -> RunningAgent | None:
+    """The agent that runs on the device, if one does."""
+    done = device.shell(f"cat {STATE}")
+    if done.code:
+        return None
+    try:
+        state = json.loads(done.stdout)
+        agent = RunningAgent(
+            int(state["pid"]), str(state["socket"]), str(state["stream"]), str(state["layer"])
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    # The pid may have been given to another process since, or the device have rebooted.
+    command = device.shell(f"kill -0 {agent.pid} && cat /proc/{agent.pid}/cmdline")
+    return agent if command.code == 0 and agent.socket in command.stdout else None
+
+
+def start_agent(device: AdbDevice, layers: Sequence[Layer], *, clean: bool) -> RunningAgent:
+    """Start the agent detached, as the shell user. `clean` forgets what an earlier one left."""
+    socket_name = f"qhost-{secrets.token_hex(8)}"
+    python = shlex.quote(device.getprop("ro.qhost.python"))
+    path = ":".join(str(layer.directory) for layer in layers)
+    leftovers = _LEFTOVERS if clean else ""
+    device.check(f"chmod 700 {RUN}; rm -rf {STATE} {START_LOG} {leftovers}")
+    _write(device, TOKEN, secrets.token_urlsafe(32))
+    started = device.check(
+        f"cd {AGENT_ROOT}; HOME={AGENT_ROOT} TMPDIR={AGENT_ROOT} LC_ALL=C.UTF-8 PYTHONPATH={path} "
+        f"setsid {python} -P -m agent --listen unix-abstract:{socket_name} --root {AGENT_ROOT} "
+        f"--token-file {TOKEN} < /dev/null > {START_LOG} 2>&1 & echo $!"
+    ).strip()
+    pid = _wait_started(device, started)
+    stream = _stream_id(device, clean=clean)
+    agent = RunningAgent(pid, socket_name, stream, layers[-1].sha256)
+    _write(device, STATE, json.dumps(agent.__dict__))
+    return agent
+
+
+def _stream_id(device: AdbDevice, *, clean: bool) -> str:
+    """The name of the spool in the agent's directory; a new spool gets a new one."""
+    path = AGENT_ROOT / "spool.id"
+    known = "" if clean else device.shell(f"cat {path}").stdout.strip()
+    if known:
+        return known
+    stream = f"{device.serial}-{secrets.token_hex(8)}"
+    _write(device, path, stream)
+    return stream
+
+
+def _wait_started(device: AdbDevice, pid: str) -> int:
+    """Wait for the agent's ready line; the pid it gives."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        alive = device.shell(f"kill -0 {pid}").code == 0
+        log = device.shell(f"cat {START_LOG}").stdout
+        for line in log.splitlines():
+            if line.startswith("{") and '"protocol_version"' in line:
+                return int(json.loads(line)["pid"])
+        if not alive:
+            last = log.strip().splitlines()[-1:] or ["it left no message"]
+            raise DeviceError(f"The agent on {device.serial} ended while starting: {last[0]}.")
+        if time.monotonic() > deadline:
+            device.shell(f"kill -9 {pid}")
+            raise DeviceError(
+                f"The agent on {device.serial} was not ready within {START_TIMEOUT_S:.0f} s.",
+                "See 'qhost agent logs'.",
+                failure_class=FailureClass.TIMEOUT,
+            )
+        time.sleep(_POLL_S)
+
+
+def stop_agent(device: AdbDevice, agent: RunningAgent, *, clean: bool = False) -> None:
+    """End the agent and wait until it is gone; killed when it does not go.
+
+    `clean` drops what it has not handed over.
+    """
+    device.shell(f"kill -TERM {agent.pid}")
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while device.shell(f"kill -0 {agent.pid}").code == 0:
+        if time.monotonic() > deadline:
+            device.shell(f"kill -9 {agent.pid}")
+            break
+        time.sleep(_POLL_S)
+    leftovers = _LEFTOVERS if clean else ""
+    device.shell(f"rm -rf {STATE} {TOKEN} {leftovers}")
+
+
+def remove(device: AdbDevice) -> None:
+    """Take everything of qhost off the device."""
+    if agent := running_agent(device):
+        stop_agent(device, agent)
+    device.check(f"rm -rf {BASE}", UNPACK_TIMEOUT_S)
+
+
+def put_artifact(device: AdbDevice, folder: Path, sha256: str) -> bool:
+    """Push the files of one artifact; False when the device has it. Verified by sha256 there."""
+    target = AGENT_ROOT / "artifacts" / sha256
+    if device.shell(f"test -d {target}").code == 0:
+        return False
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    _require_space(device, sum(path.stat().st_size for path in files) + _SPARE_BYTES)
+    incoming = INCOMING / sha256
+    try:
+        device.check(f"rm -rf {incoming}; mkdir -p {incoming} {target.parent}")
+        device.push(folder, incoming)
+        names = [path.relative_to(folder).as_posix() for path in files]
+        quoted = " ".join(shlex.quote(name) for name in names)
+        sums = device.check(f"cd {incoming} && sha256sum {quoted}", UNPACK_TIMEOUT_S)
+        found = [line.split()[0] for line in sums.splitlines()]
+        if found != [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]:
+            raise DeviceError(f"An artifact arrived damaged on {device.serial}.", transient=True)
+        device.check(f"mv {incoming} {target}")
+    finally:
+        with contextlib.suppress(DeviceError):
+            device.shell(f"rm -rf {incoming}")
+    return True
