@@ -35,11 +35,14 @@ def list_samples() -> None:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
+    print("\nSources and licences:")
+    for name, recipe in samples.RECIPES.items():
+        print(f"  {name.ljust(widths[0])}  {recipe.sources}")
     print(f"\nBuilt samples live in {cache / 'samples'}.")
 
 
 def build_sample(
-    name: Annotated[str, typer.Argument(help="a sample of `qhost samples list`")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a sample of `qhost samples list`")],
     output_dir: Annotated[
         Path | None, typer.Option(help="where the files go (default: the cache folder)")
     ] = None,

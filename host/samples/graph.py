@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class GraphBuilder:
         weights = [self.parameter(f"{name}.weight", gain), self.parameter(f"{name}.bias", bias)]
         return self.node("LayerNormalization", [x, *weights], name, axis=-1, epsilon=eps)
 
-    def build(self, outputs: dict[str, tuple[int, ...]]) -> onnx.ModelProto:
+    def build(self, outputs: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
         """The checked model; `outputs`: float32 tensors by name with their shapes."""
         values = [
             helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
