@@ -417,22 +417,20 @@ def identify(device: AdbDevice) -> AdbDevice:
 
 
 def find_device(wanted: str, server: AdbServer | None = None) -> AdbDevice:
-    """The device with serial `wanted`, or the first ready one of SoC `wanted`.
+    """The device with serial `wanted`, the first ready one of SoC `wanted`, or ("") the only one.
 
-    DeviceError when there is none, or when the one with that serial cannot be used.
+    DeviceError when there is none, or when the one that fits cannot be used.
     """
     devices = list_devices(server)
-    for device in devices:
-        if device.serial == wanted:
-            device.require_ready()
-            return device
+    exact = [d for d in devices if d.serial == wanted or (not wanted and len(devices) == 1)]
+    if exact:
+        exact[0].require_ready()
+        return exact[0]
     for device in devices:
         if device.ready and device.soc == wanted:
             return device
-    blocked = [device for device in devices if not device.ready]
-    if len(blocked) == len(devices) == 1:
-        blocked[0].require_ready()
+    seen = ", ".join(f"{d.serial} ({d.soc or d.state})" for d in devices) or "nothing"
     raise DeviceError(
-        f"No device {wanted} is connected.",
-        f"adb sees: {', '.join(f'{d.serial} ({d.soc or d.state})' for d in devices) or 'nothing'}.",
+        f"No device {wanted} is attached." if wanted else "Which device?",
+        f"adb sees {seen}; name one with --device.",
     )

@@ -1,4 +1,4 @@
-"""A running agent behind adb: deployed, leased, forwarded, and reached again after a broken cable."""
+"""A running agent behind adb: deployed, leased, forwarded, reached again after a broken cable."""
 
 from __future__ import annotations
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,6 +21,9 @@ VERBS = (
     "bench",
     "inspect",
     "samples",
+    "devices",
+    "agent",
+    "emulate",
     "config",
     "doctor",
 )
@@ -70,6 +75,24 @@ def fail(message: str, hint: str = "") -> None:
     print(f"qhost: error: {line}", file=sys.stderr)
 
 
+def _raise_on_signals() -> list[int]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt, so that every `finally` ends its children.
+
+    The list that is returned holds the signals that came: DuckDB turns a KeyboardInterrupt in
+    the middle of a query into a RuntimeError of its own.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, interrupt)
+    return came
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run qhost; the exit code of the contract."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -78,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problem := _platform_error():
         fail(problem)
         return ExitCode.USER_ERROR
+    interrupted = _raise_on_signals()
     try:
         result = build_app()(args, prog_name="qhost", standalone_mode=False)
         return int(result) if isinstance(result, int) else ExitCode.OK
@@ -99,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         fail(str(getattr(e, "message", e)), getattr(e, "hint", ""))
         return ExitCode.USER_ERROR if isinstance(e, UserError) else ExitCode.DEVICE_ERROR
     except Exception as e:  # noqa: BLE001 - the last line of defence, exit code 70
+        if interrupted:  # a library met our KeyboardInterrupt and made it its own error
+            print("qhost: interrupted", file=sys.stderr)
+            return ExitCode.INTERRUPTED
         if debug:
             traceback.print_exc()
         fail(
