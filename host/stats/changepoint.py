@@ -1,52 +1,80 @@
-"""Where a series settles: warm-up detection by change point, on latency and on temperature."""
+"""Where a series settles: warm-up detection by change point, on latency and on temperature.
+
+Three shapes of a warm-up are fitted by least squares to all series at once, with a common place:
+a step (a cold cache, a clock that rises), a ramp (linear up to the level), and an exponential
+approach (heat). The best by Schwarz's criterion wins, if it beats "settled from the start" by
+enough; how often that goes wrong is measured in docs/measuring.md.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+Matrix = NDArray[np.float64]
 
 MIN_TAIL = 3  # blocks that must follow a change for it to count as settled
 MIN_BLOCKS = 6
+# Parameters a change costs beside the coefficients of its shape. The place is searched for, so a
+# plain count of one would find a change in every eighth quiet series.
+SEARCH_COST = 2.0
 
 
-def settles_at(series: ArrayLike) -> int:
-    """Index of the first value of the settled part of `series` (n,); 0 where there is no change.
+def settles_at(*series: ArrayLike) -> int:
+    """Index of the first settled value of the first series (n,); 0 where nothing changes.
 
-    Fits "a line, then a constant" for every place of the change by least squares, and takes the
-    best one if it beats "a constant throughout" by Schwarz's criterion: n log(RSS / n) +
-    p log(n), p = 1 for the constant, and 4 (two for the line, one level, one place) with a change
-    (Yao 1988 on the number of change points).
+    The other series change with it and help to find the place. An exponential approach has
+    settled when the first series is nearer to its level than its own noise.
     """
-    y = np.asarray(series, np.float64).ravel()
-    n = len(y)
+    rows = np.array([np.asarray(s, np.float64).ravel() for s in series])
+    n = rows.shape[1]
     if n < MIN_BLOCKS:
         return 0
-    # A quantised sensor can fit exactly; its step is not known here, so a floor relative to the
+    # A quantised sensor can fit exactly. Its step is not known here, so a floor relative to the
     # size of the series stands in for it and keeps the logarithm finite.
-    floor = n * (1e-6 * max(float(np.max(np.abs(y))), 1e-12)) ** 2
-    best, place = n * np.log((_constant_rss(y) + floor) / n) + np.log(n), 0
-    for k in range(1, n - MIN_TAIL + 1):
-        rss = _line_rss(y[:k]) + _constant_rss(y[k:]) + floor
-        score = n * np.log(rss / n) + (4 if k > 1 else 3) * np.log(n)
+    floor = n * (1e-6 * np.maximum(np.abs(rows).max(axis=1), 1e-12)) ** 2
+    level = np.sum((rows - rows.mean(axis=1, keepdims=True)) ** 2, axis=1) + floor
+    quiet = n * float(np.sum(np.log(level / n)))
+    best, place = quiet - (SEARCH_COST + len(rows)) * np.log(n), 0
+    for k, shape in _shapes(n):
+        slope, rss = _fit(rows, shape)
+        rss = rss + floor
+        score = n * float(np.sum(np.log(rss / n)))
         if score < best:
-            best, place = score, k
+            settled = k if k else _within_noise(shape, slope, rss, n)
+            if settled <= n - MIN_TAIL:
+                best, place = score, settled
     return place
 
 
 def warm_up_blocks(latency: ArrayLike, temperature: ArrayLike | None = None) -> int:
-    """How many blocks at the start belong to the warm-up: the later of the two change points."""
-    found = settles_at(latency)
-    return found if temperature is None else max(found, settles_at(temperature))
+    """How many blocks at the start belong to the warm-up, by latency and the NPU's heat."""
+    return settles_at(latency) if temperature is None else settles_at(latency, temperature)
 
 
-def _constant_rss(y: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    return float(np.sum((y - y.mean()) ** 2))
+def _shapes(n: int) -> Sequence[tuple[int, Matrix]]:
+    """(place, shape (n,)) of every candidate; place 0: found from the fit."""
+    i = np.arange(n, dtype=np.float64)
+    found: list[tuple[int, Matrix]] = []
+    for k in range(1, n - MIN_TAIL + 1):
+        found.append((k, (i < k).astype(np.float64)))
+        if k > 1:
+            found.append((k, np.clip(1 - i / k, 0.0, None)))
+    found += [(0, np.exp(-i / tau)) for tau in np.geomspace(0.5, n / 3, 24)]
+    return found
 
 
-def _line_rss(y: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    if len(y) < 3:
-        return 0.0
-    x = np.arange(len(y)) - (len(y) - 1) / 2
-    centred = y - y.mean()
-    slope = float(x @ centred) / float(x @ x)
-    return float(np.sum((centred - slope * x) ** 2))
+def _fit(rows: Matrix, shape: Matrix) -> tuple[Matrix, Matrix]:
+    """Slope on the shape and residual sum of squares, per series."""
+    x = shape - shape.mean()
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    slope = centred @ x / float(x @ x)
+    return slope, np.sum((centred - slope[:, None] * x) ** 2, axis=1)
+
+
+def _within_noise(shape: Matrix, slope: Matrix, rss: Matrix, n: int) -> int:
+    """First index at which the first series is nearer to its level than its noise."""
+    far = np.flatnonzero(abs(slope[0]) * shape > (rss[0] / n) ** 0.5)
+    return int(far[-1]) + 1 if len(far) else 0

@@ -14,6 +14,7 @@ from host.store.rows import Block, Floats, Mark
 
 _NS = 1e-9
 TWO_SIDED_95 = 1.959964
+GUARD_UPDATES = 2
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class WindowEnergy:
     gross_mj: float
     baseline: Baseline | None
     end_mj: float  # standard uncertainty at one end of the window, from the sensor's rate
+    open_ends: int  # 2; 1 where a warm-up under the same load lets the sensor catch up
     updates: int
 
     @property
@@ -46,15 +48,17 @@ class WindowEnergy:
 
     @property
     def gross_edge_mj(self) -> float:
-        """Standard uncertainty from the sensor's rate: the two ends of the window."""
-        return self.end_mj * 2**0.5
+        """Standard uncertainty from the sensor's rate: the open ends of the window."""
+        return self.end_mj * math.sqrt(self.open_ends)
 
     @property
     def net_edge_mj(self) -> float:
         """As for gross, and the one end of each idle window that touches the load."""
         if self.baseline is None:
             return self.gross_edge_mj
-        return self.end_mj * math.hypot(2**0.5, self.seconds * self.baseline.inverse_seconds)
+        return math.hypot(
+            self.gross_edge_mj, self.end_mj * self.seconds * self.baseline.inverse_seconds
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,12 @@ def window_energies(
             continue
         seconds = block.duration_ns * _NS
         baseline = _baseline(trace, marks, block)
+        warmed = any(
+            mark.phase == "warmup"
+            and mark.block_index == block.block_index
+            and mark.t_end_ns - mark.t_start_ns >= _lag_ns(trace)
+            for mark in marks
+        )
         step = gross / seconds - (baseline.mw if baseline else 0.0)
         found.append(
             WindowEnergy(
@@ -91,6 +101,7 @@ def window_energies(
                 gross,
                 baseline,
                 trace.end_uncertainty_mj(step),
+                1 if warmed else 2,
                 trace.updates_in(block.t_first_ns, block.t_last_ns),
             )
         )
@@ -131,17 +142,26 @@ def _widened(values: Floats, edges: Floats) -> Estimate:
     return Estimate(inner.value, inner.low - by, inner.high + by, inner.n)
 
 
+def _lag_ns(trace: PowerTrace) -> int:
+    """How long a sensor that averages and holds may still show what was before."""
+    return round(GUARD_UPDATES * trace.update_s / _NS) if trace.update_hz > 0 else 0
+
+
 def _baseline(trace: PowerTrace, marks: Sequence[Mark], block: Block) -> Baseline | None:
     """Idle power at the middle of the window, on the line from the baseline before to the one
-    after, so that a drift (a screen that dims, leakage that grows with heat) cancels."""
+    after, so that a drift (a screen that dims, leakage that grows with heat) cancels.
+
+    A sensor that averages and holds still shows the load for up to two updates after its end, so
+    the baseline after starts that much later; one that is too short for it is not used.
+    """
     ends: list[tuple[int, float, float]] = []
-    for phase in ("idle_before", "idle_after"):
+    for phase, skip_ns in (("idle_before", 0), ("idle_after", _lag_ns(trace))):
         for mark in marks:
-            if mark.phase == phase and mark.block_index == block.block_index:
-                mean = trace.mean_mw(mark.t_start_ns, mark.t_end_ns)
+            start, end = mark.t_start_ns + skip_ns, mark.t_end_ns
+            if (mark.phase, mark.block_index) == (phase, block.block_index) and start < end:
+                mean = trace.mean_mw(start, end)
                 if mean is not None:
-                    length = (mark.t_end_ns - mark.t_start_ns) * _NS
-                    ends.append(((mark.t_start_ns + mark.t_end_ns) // 2, mean, length))
+                    ends.append(((start + end) // 2, mean, (end - start) * _NS))
                     break
     if not ends:
         return None

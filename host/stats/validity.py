@@ -76,6 +76,7 @@ class Rule:
     name: str
     scope: Scope
     check: Callable[[Evidence], str]
+    wants: str
     advice: str
 
 
@@ -249,15 +250,25 @@ def _outliers(e: Evidence) -> str:
 
 
 def _warm_up(e: Evidence) -> str:
-    found = warm_up_blocks(e.block_us)
+    found = warm_up_blocks(e.block_us, _npu_temperature(e.data))
     if not found:
         return ""
     before = float(np.median(e.block_us[:found]))
     after = float(np.median(e.block_us[found:]))
     return (
-        f"latency settles only after block {found} of {len(e.block_us)}: "
-        f"{before / after - 1:+.1%} before"
+        f"the device settles only after {found} of {len(e.block_us)} blocks "
+        f"(latency {before / after - 1:+.1%} before)"
     )
+
+
+def _npu_temperature(data: RunData) -> Floats | None:
+    """Mean temperature of the first NPU zone per block (blocks,); None where a block has none."""
+    for channel in data.channels:
+        if (channel.kind, channel.site) == ("temperature", "npu"):
+            parts = [_inside(data, channel.channel, block) for block in data.blocks]
+            if all(len(part) for part in parts):
+                return np.array([part.mean() for part in parts])
+    return None
 
 
 def _hot_start(e: Evidence) -> str:
@@ -279,24 +290,81 @@ def _hot_start(e: Evidence) -> str:
     return f"{name} differs by {worst:.0f} C between the starts of blocks"
 
 
+_RUN, _POWER, _WARN = Scope.RUN, Scope.POWER, Scope.WARNING
+
 RULES: tuple[Rule, ...] = (
-    Rule("blocks", Scope.RUN, _few_blocks, "Look at why blocks are missing; run it again."),
-    Rule("min_count", Scope.RUN, _few_inferences, "Use a shorter --profile, or a faster variant."),
-    Rule("min_duration", Scope.RUN, _short, "Use a shorter --profile, or run it again."),
-    Rule("throttled", Scope.RUN, _throttled, "Cool the device, or use --profile sustained."),
-    Rule("cooldown", Scope.RUN, _cooldown, "Let the device cool, or move it out of the sun."),
-    Rule("golden", Scope.RUN, _golden, "Check that device and compiler use the same QAIRT."),
-    Rule("clock_changed", Scope.RUN, _clock, "Fix the clock: --perf-profile burst."),
     Rule(
-        "charging", Scope.POWER, _charging, "Cut the charger; `dumpsys battery unplug` is not it."
+        "blocks", _RUN, _few_blocks, f"at least {MIN_BLOCKS} timed blocks",
+        "Look at why blocks are missing, and run it again.",
     ),
-    Rule("sensor_too_slow", Scope.POWER, _slow_sensor, "Use a longer --profile."),
-    Rule("no_baseline", Scope.WARNING, _no_baseline, "Use a profile with idle baselines."),
-    Rule("partial_power", Scope.WARNING, _partial, "Compare it only on this device."),
-    Rule("charger", Scope.WARNING, _charger_heat, "Cut the charger for comparable heat."),
-    Rule("golden_close", Scope.WARNING, _golden_close, "Expected between SoC steppings."),
-    Rule("wide_interval", Scope.WARNING, _wide, "Use a longer --profile; close other apps."),
-    Rule("outliers", Scope.WARNING, _outliers, "See the trace of the run around these blocks."),
-    Rule("warm_up", Scope.WARNING, _warm_up, "Use a longer warm-up, or --profile sustained."),
-    Rule("hot_start", Scope.WARNING, _hot_start, "Let the device cool between blocks."),
-)
+    Rule(
+        "min_count", _RUN, _few_inferences, "the profile's number of inferences",
+        "Use a shorter --profile, or a faster variant.",
+    ),
+    Rule(
+        "min_duration", _RUN, _short, "the profile's timed duration",
+        "Use a shorter --profile, or run it again.",
+    ),
+    Rule(
+        "throttled", _RUN, _throttled, "no throttling, except in the profile `sustained`",
+        "Cool the device, or use --profile sustained.",
+    ),
+    Rule(
+        "cooldown", _RUN, _cooldown, "a device that cooled down before its block",
+        "Let the device cool, or move it out of the sun.",
+    ),
+    Rule(
+        "golden", _RUN, _golden,
+        f"outputs within {GOLDEN_SQNR_DB:.0f} dB SQNR of the compiled context's",
+        "Check that device and compiler use the same QAIRT.",
+    ),
+    Rule(
+        "clock_changed", _RUN, _clock,
+        f"an NPU clock within {CLOCK_CHANGE:.0%} between blocks, where it can be read",
+        "Fix the clock: --perf-profile burst.",
+    ),
+    Rule(
+        "charging", _POWER, _charging, "a discharging battery, where power is read at it",
+        "Cut the charger; `dumpsys battery unplug` only pretends to.",
+    ),
+    Rule(
+        "sensor_too_slow", _POWER, _slow_sensor,
+        f"{MIN_UPDATES} power readings in the timed windows, and at most {MAX_RATE_SHARE:.0%} "
+        "of the energy open for want of more",
+        "Use a longer --profile.",
+    ),
+    Rule(
+        "no_baseline", _WARN, _no_baseline, "an idle baseline around every block",
+        "Use a profile with idle baselines.",
+    ),
+    Rule(
+        "partial_power", _WARN, _partial, "power of the whole device",
+        "Compare it only on this device.",
+    ),
+    Rule(
+        "charger", _WARN, _charger_heat, "no charger, which heats the device",
+        "Cut the charger for comparable heat.",
+    ),
+    Rule(
+        "golden_close", _WARN, _golden_close, "outputs bit-equal to the compiled context's",
+        "Expected between steppings of an SoC.",
+    ),
+    Rule(
+        "wide_interval", _WARN, _wide, f"a latency interval within ±{WIDE_INTERVAL:.0%}",
+        "Use a longer --profile, and close other apps.",
+    ),
+    Rule(
+        "outliers", _WARN, _outliers,
+        f"no block farther than {OUTLIER_FENCE:g} quartile ranges outside the quartiles",
+        "See the trace of the run around these blocks.",
+    ),
+    Rule(
+        "warm_up", _WARN, _warm_up, "no change point in latency and NPU temperature",
+        "Use a longer warm-up, or --profile sustained.",
+    ),
+    Rule(
+        "hot_start", _WARN, _hot_start,
+        f"block starts within {HOT_START_C:g} C of each other (NPU, skin)",
+        "Let the device cool between blocks.",
+    ),
+)  # fmt: skip
