@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import tempfile
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from quant.htp.options import HtpOptions
 from quant.htp.soc import get_soc
 from quant.methods import Quantized
 from quant.model import Model, TensorSpec
+from quant.npz import load_npz, npz_bytes
 from quant.task import Task
 
 Array = np.ndarray[Any, Any]
@@ -126,7 +126,7 @@ class Artifact:
 
     def arrays(self, name: str) -> dict[str, Array]:
         """The arrays of an .npz member."""
-        return _load_npz(self.path, name, self.read(name))
+        return load_npz(self.path, name, self.read(name))
 
     def goldens(self, soc: str) -> list[tuple[dict[str, Array], dict[str, Array]]]:
         """(inputs, outputs) by tensor name, one pair per stored inference."""
@@ -179,34 +179,67 @@ def write_artifact(path: Path, contents: ArtifactContents) -> Artifact:
 
     Raises UserError where the disk or the size limit says no; `path` is then unchanged.
     """
-    members: list[tuple[str, Path | bytes]] = [("model.onnx", contents.model_onnx)]
-    for name in external_data_files(contents.model_onnx):
-        if not safe_name(name):
-            raise UserError(f"The weight file {name!r} cannot be put into an artifact.")
-        members.append((name, contents.model_onnx.parent / name))
+    members = model_members(contents.model_onnx)
     for soc in sorted(contents.contexts):
         compiled = contents.contexts[soc]
         members.append((f"contexts/{soc}/context.onnx", compiled.context_onnx))
         members.append((f"contexts/{soc}/context.bin", compiled.context_bin))
-    members.append(("encodings.json", _json(encodings_json(contents.quantized))))
+    members.append(("encodings.json", json_bytes(encodings_json(contents.quantized))))
     for soc in sorted(contents.goldens):
-        for i, (feed, out) in enumerate(zip(*contents.goldens[soc], strict=True)):
-            arrays = {f"input/{k}": v for k, v in feed.items()}
-            arrays |= {f"output/{k}": v for k, v in out.items()}
-            members.append((f"golden/{soc}/{i:04d}.npz", npz_bytes(arrays)))
+        members += golden_members(soc, *contents.goldens[soc])
     layers = [dataclasses.asdict(layer) for layer in contents.quantized.layers]
-    members.append(("report/layers.json", _json(layers)))
+    members.append(("report/layers.json", json_bytes(layers)))
     members.append(("quality/scores.npz", npz_bytes(contents.scores)))
-    manifest = _manifest(contents)
-    manifest["members"] = {
+    return write_members(path, _manifest(contents), members)
+
+
+def write_members(
+    path: Path, manifest: dict[str, Any], members: Sequence[tuple[str, Path | bytes]]
+) -> Artifact:
+    """Write manifest and members, the checksums of the members put into the manifest."""
+    listed = {
         name: dict(zip(("size", "sha256"), digest(source)[::2], strict=True))
         for name, source in members
     }
     try:
-        write_archive(path, [(MANIFEST, _json(manifest)), *members])
+        write_archive(path, [(MANIFEST, json_bytes({**manifest, "members": listed})), *members])
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
     return open_artifact(path)
+
+
+def model_members(model_onnx: Path) -> list[tuple[str, Path | bytes]]:
+    """model.onnx and the files of its external weights."""
+    members: list[tuple[str, Path | bytes]] = [("model.onnx", model_onnx)]
+    for name in external_data_files(model_onnx):
+        if not safe_name(name):
+            raise UserError(f"The weight file {name!r} cannot be put into an artifact.")
+        members.append((name, model_onnx.parent / name))
+    return members
+
+
+def golden_members(soc: str, feeds: Feeds, outputs: Feeds) -> list[tuple[str, Path | bytes]]:
+    """The members that hold one SoC's stored inferences."""
+    members: list[tuple[str, Path | bytes]] = []
+    for i, (feed, out) in enumerate(zip(feeds, outputs, strict=True)):
+        arrays = {f"input/{k}": v for k, v in feed.items()}
+        arrays |= {f"output/{k}": v for k, v in out.items()}
+        members.append((f"golden/{soc}/{i:04d}.npz", npz_bytes(arrays)))
+    return members
+
+
+def soc_entry(compiled: Compiled) -> dict[str, Any]:
+    """The manifest's entry of one SoC."""
+    return {
+        "soc_model": compiled.info.soc_model,
+        "arch": compiled.info.arch,
+        "context_bytes": compiled.context_bin.stat().st_size,
+        "download_bytes": download_bytes(compiled.context_onnx, compiled.context_bin),
+        "figures": dataclasses.asdict(compiled.figures),
+        "context": compiled.info.to_json(),
+        "node_map": {node: list(ops) for node, ops in compiled.node_map.items()},
+        "toolchain": compiled.toolchain,
+    }
 
 
 def _manifest(contents: ArtifactContents) -> dict[str, Any]:
@@ -246,7 +279,7 @@ def _manifest(contents: ArtifactContents) -> dict[str, Any]:
         "notes": [*contents.quantized.notes, *contents.notes],
         "htp_options": dataclasses.asdict(contents.htp_options),
         "run_settings": dataclasses.asdict(contents.run_settings),
-        "socs": socs,
+        "socs": {soc: soc_entry(c) for soc, c in sorted(contents.contexts.items())},
         "quality": dict(contents.quality),
         "device_model": {soc: dict(block) for soc, block in contents.device_model.items()},
     }
@@ -342,29 +375,6 @@ def _encoding(encoding: Encoding) -> dict[str, Any]:
     }
 
 
-def npz_bytes(arrays: Mapping[str, Array]) -> bytes:
-    """The arrays as an uncompressed .npz with fixed timestamps: equal arrays, equal bytes."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in sorted(arrays):
-            data = io.BytesIO()
-            np.lib.format.write_array(data, np.asarray(arrays[name], order="C"), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), data.getvalue())
-    return buffer.getvalue()
-
-
-def _load_npz(path: Path, name: str, data: bytes) -> dict[str, Array]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            # Compressed entries could expand without bound; we never write any.
-            if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
-                raise UserError(f"{path}: {name} is compressed.", "Build the artifact again.")
-        with np.load(io.BytesIO(data), allow_pickle=False) as npz:
-            return {key: npz[key] for key in npz.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: {name} is not a readable .npz: {error}.") from error
-
-
 def _under(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
@@ -373,7 +383,7 @@ def _spec(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
 
 
-def _json(value: object) -> bytes:
+def json_bytes(value: object) -> bytes:
     text = json.dumps(_finite(value), indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False)
     return text.encode() + b"\n"
 

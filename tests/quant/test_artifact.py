@@ -19,7 +19,6 @@ from quant.artifact import (
     MANIFEST,
     ArtifactContents,
     download_bytes,
-    npz_bytes,
     open_artifact,
     write_artifact,
 )
@@ -32,6 +31,7 @@ from quant.htp.options import HtpOptions
 from quant.htp.soc import get_soc
 from quant.methods import Quantized
 from quant.model import load
+from quant.npz import npz_bytes
 from quant.task import load_task
 
 SOC = "sm8650"
