@@ -32,6 +32,12 @@ class SegmentKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHECK: _ClassVar[SegmentKind]
     BLOCK: _ClassVar[SegmentKind]
 
+class Charging(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CHARGING_UNSPECIFIED: _ClassVar[Charging]
+    REQUIRE_DISCHARGING: _ClassVar[Charging]
+    STOP_CHARGING: _ClassVar[Charging]
+
 class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PHASE_UNSPECIFIED: _ClassVar[Phase]
@@ -67,6 +73,9 @@ STATE: ChannelKind
 SEGMENT_KIND_UNSPECIFIED: SegmentKind
 CHECK: SegmentKind
 BLOCK: SegmentKind
+CHARGING_UNSPECIFIED: Charging
+REQUIRE_DISCHARGING: Charging
+STOP_CHARGING: Charging
 PHASE_UNSPECIFIED: Phase
 IDLE_BEFORE: Phase
 COLD_LOAD: Phase
@@ -234,7 +243,7 @@ class StartReply(_message.Message):
     def __init__(self, first_seq: _Optional[int] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("run_id", "artifact", "soc", "kind", "block_index", "min_inferences", "min_duration_ns", "max_duration_ns", "warmup_ns", "idle_ns", "perf_profile", "sample_rate_hz")
+    __slots__ = ("run_id", "artifact", "soc", "kind", "block_index", "min_inferences", "min_duration_ns", "max_duration_ns", "warmup_ns", "idle_ns", "perf_profile", "sample_rate_hz", "warmup_max_ns", "cooldown", "ceilings", "charging")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     SOC_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +256,10 @@ class Segment(_message.Message):
     IDLE_NS_FIELD_NUMBER: _ClassVar[int]
     PERF_PROFILE_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_RATE_HZ_FIELD_NUMBER: _ClassVar[int]
+    WARMUP_MAX_NS_FIELD_NUMBER: _ClassVar[int]
+    COOLDOWN_FIELD_NUMBER: _ClassVar[int]
+    CEILINGS_FIELD_NUMBER: _ClassVar[int]
+    CHARGING_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     artifact: str
     soc: str
@@ -259,7 +272,73 @@ class Segment(_message.Message):
     idle_ns: int
     perf_profile: str
     sample_rate_hz: float
-    def __init__(self, run_id: _Optional[str] = ..., artifact: _Optional[str] = ..., soc: _Optional[str] = ..., kind: _Optional[_Union[SegmentKind, str]] = ..., block_index: _Optional[int] = ..., min_inferences: _Optional[int] = ..., min_duration_ns: _Optional[int] = ..., max_duration_ns: _Optional[int] = ..., warmup_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., perf_profile: _Optional[str] = ..., sample_rate_hz: _Optional[float] = ...) -> None: ...
+    warmup_max_ns: int
+    cooldown: CooldownGate
+    ceilings: _containers.RepeatedCompositeFieldContainer[Ceiling]
+    charging: Charging
+    def __init__(self, run_id: _Optional[str] = ..., artifact: _Optional[str] = ..., soc: _Optional[str] = ..., kind: _Optional[_Union[SegmentKind, str]] = ..., block_index: _Optional[int] = ..., min_inferences: _Optional[int] = ..., min_duration_ns: _Optional[int] = ..., max_duration_ns: _Optional[int] = ..., warmup_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., perf_profile: _Optional[str] = ..., sample_rate_hz: _Optional[float] = ..., warmup_max_ns: _Optional[int] = ..., cooldown: _Optional[_Union[CooldownGate, _Mapping]] = ..., ceilings: _Optional[_Iterable[_Union[Ceiling, _Mapping]]] = ..., charging: _Optional[_Union[Charging, str]] = ...) -> None: ...
+
+class CooldownGate(_message.Message):
+    __slots__ = ("sites", "above_start_c", "timeout_ns")
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_START_C_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_NS_FIELD_NUMBER: _ClassVar[int]
+    sites: _containers.RepeatedScalarFieldContainer[str]
+    above_start_c: float
+    timeout_ns: int
+    def __init__(self, sites: _Optional[_Iterable[str]] = ..., above_start_c: _Optional[float] = ..., timeout_ns: _Optional[int] = ...) -> None: ...
+
+class Ceiling(_message.Message):
+    __slots__ = ("site", "celsius")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    CELSIUS_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    celsius: float
+    def __init__(self, site: _Optional[str] = ..., celsius: _Optional[float] = ...) -> None: ...
+
+class CooldownResult(_message.Message):
+    __slots__ = ("block_index", "waited_ns", "timed_out", "message")
+    BLOCK_INDEX_FIELD_NUMBER: _ClassVar[int]
+    WAITED_NS_FIELD_NUMBER: _ClassVar[int]
+    TIMED_OUT_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    block_index: int
+    waited_ns: int
+    timed_out: bool
+    message: str
+    def __init__(self, block_index: _Optional[int] = ..., waited_ns: _Optional[int] = ..., timed_out: _Optional[bool] = ..., message: _Optional[str] = ...) -> None: ...
+
+class SamplerReport(_message.Message):
+    __slots__ = ("ticks", "late_ticks", "worst_late_ns", "cpu_s", "duration_s", "channels")
+    TICKS_FIELD_NUMBER: _ClassVar[int]
+    LATE_TICKS_FIELD_NUMBER: _ClassVar[int]
+    WORST_LATE_NS_FIELD_NUMBER: _ClassVar[int]
+    CPU_S_FIELD_NUMBER: _ClassVar[int]
+    DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    ticks: int
+    late_ticks: int
+    worst_late_ns: int
+    cpu_s: float
+    duration_s: float
+    channels: _containers.RepeatedCompositeFieldContainer[ChannelReport]
+    def __init__(self, ticks: _Optional[int] = ..., late_ticks: _Optional[int] = ..., worst_late_ns: _Optional[int] = ..., cpu_s: _Optional[float] = ..., duration_s: _Optional[float] = ..., channels: _Optional[_Iterable[_Union[ChannelReport, _Mapping]]] = ...) -> None: ...
+
+class ChannelReport(_message.Message):
+    __slots__ = ("channel", "reads", "failures", "updates", "update_rate_hz", "slowest_read_ns")
+    CHANNEL_FIELD_NUMBER: _ClassVar[int]
+    READS_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_RATE_HZ_FIELD_NUMBER: _ClassVar[int]
+    SLOWEST_READ_NS_FIELD_NUMBER: _ClassVar[int]
+    channel: int
+    reads: int
+    failures: int
+    updates: int
+    update_rate_hz: float
+    slowest_read_ns: int
+    def __init__(self, channel: _Optional[int] = ..., reads: _Optional[int] = ..., failures: _Optional[int] = ..., updates: _Optional[int] = ..., update_rate_hz: _Optional[float] = ..., slowest_read_ns: _Optional[int] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
     __slots__ = ("from_seq",)
@@ -268,7 +347,7 @@ class SubscribeRequest(_message.Message):
     def __init__(self, from_seq: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("seq", "session_id", "run_id", "samples", "marks", "load", "golden", "block", "end")
+    __slots__ = ("seq", "session_id", "run_id", "samples", "marks", "load", "golden", "block", "end", "sampler", "cooldown")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -278,6 +357,8 @@ class Batch(_message.Message):
     GOLDEN_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
+    SAMPLER_FIELD_NUMBER: _ClassVar[int]
+    COOLDOWN_FIELD_NUMBER: _ClassVar[int]
     seq: int
     session_id: str
     run_id: str
@@ -287,7 +368,9 @@ class Batch(_message.Message):
     golden: GoldenResult
     block: BlockResult
     end: SegmentEnd
-    def __init__(self, seq: _Optional[int] = ..., session_id: _Optional[str] = ..., run_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Samples, _Mapping]]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., load: _Optional[_Union[LoadResult, _Mapping]] = ..., golden: _Optional[_Union[GoldenResult, _Mapping]] = ..., block: _Optional[_Union[BlockResult, _Mapping]] = ..., end: _Optional[_Union[SegmentEnd, _Mapping]] = ...) -> None: ...
+    sampler: SamplerReport
+    cooldown: CooldownResult
+    def __init__(self, seq: _Optional[int] = ..., session_id: _Optional[str] = ..., run_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Samples, _Mapping]]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., load: _Optional[_Union[LoadResult, _Mapping]] = ..., golden: _Optional[_Union[GoldenResult, _Mapping]] = ..., block: _Optional[_Union[BlockResult, _Mapping]] = ..., end: _Optional[_Union[SegmentEnd, _Mapping]] = ..., sampler: _Optional[_Union[SamplerReport, _Mapping]] = ..., cooldown: _Optional[_Union[CooldownResult, _Mapping]] = ...) -> None: ...
 
 class Samples(_message.Message):
     __slots__ = ("channel", "t_ns", "value")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class EmulatedPlatform:
         self._device = Device(soc, seed=seed)
         self._phone = phone
         self._tree = SysfsTree(phone.tree if phone else root / "sysroot", self._device)
-        self._channels = discover(self._tree.root, c.MODEL_PID)
+        self._channels = discover(self._tree.root, c.MODEL_PID).channels
         self._numerics = OrtQnnRuntime(log_path(root, "ort_qnn"))
         self._lock = threading.Lock()  # whoever advances the device holds it
         self._wall_s = time.monotonic()
@@ -159,7 +159,7 @@ class LockstepSampler:
     """Reads the emulated device's files in device time; the real sampler runs on wall time."""
 
     def __init__(
-        self, channels: list[Channel], tree: SysfsTree, rate_hz: float, sink: Sink
+        self, channels: Sequence[Channel], tree: SysfsTree, rate_hz: float, sink: Sink
     ) -> None:
         self._tree = tree
         self._sink = sink

@@ -21,11 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agent.errors import AgentError, BadArtifact, Cancelled, DeviceFailure, Killed, TimedOut
 from agent.runtime import (
-    MAX_ITERATIONS,
     Array,
     Block,
     BlockLimits,
@@ -34,11 +31,8 @@ from agent.runtime import (
     Loaded,
     Stop,
 )
+from agent.runtime.loop import timed_loop
 
-PERF_PROFILES = (
-    "burst", "balanced", "default", "high_performance", "high_power_saver", "low_balanced",
-    "extreme_power_saver", "low_power_saver", "power_saver", "sustained_high_performance",
-)  # fmt: skip
 _PR_SET_PDEATHSIG = 1
 _ERRORS: Mapping[str, type[AgentError]] = {
     "BadArtifact": BadArtifact,
@@ -79,8 +73,8 @@ class OrtQnnRuntime:
         return float(self._call("first_inference", dict(feed)))
 
     def run_block(self, feeds: list[Feed], limits: BlockLimits, stop: Stop) -> Block:
-        result = self._call("run_block", [dict(f) for f in feeds], limits, stop=stop)
-        return Block(**result)
+        block: Block = self._call("run_block", [dict(f) for f in feeds], limits, stop=stop)
+        return block
 
     def close(self) -> None:
         child, self._child = self._child, None
@@ -186,32 +180,13 @@ class _Session:
         self._run(feed)
         return time.perf_counter() - started
 
-    def run_block(self, feeds: list[dict[str, Array]], limits: BlockLimits) -> dict[str, Any]:
+    def run_block(self, feeds: list[dict[str, Array]], limits: BlockLimits) -> Block:
         self._stop = False
-        run, clock = self._session.run, time.monotonic_ns
-        stamps = [clock()]
-        first = stamps[0]
-        n = 0
+        run = self._session.run
         try:
-            while not self._stop and n < MAX_ITERATIONS:
-                run(None, feeds[n % len(feeds)])
-                now = clock()
-                stamps.append(now)
-                n += 1
-                elapsed = now - first
-                if elapsed >= limits.max_ns or (
-                    n >= limits.min_inferences and elapsed >= limits.min_ns
-                ):
-                    break
+            return timed_loop(lambda feed: run(None, feed), feeds, limits, lambda: self._stop)
         except Exception as error:
-            raise DeviceFailure(f"inference {n} failed: {_first_line(error)}") from error
-        return {
-            "inferences": n,
-            "t_first_ns": first,
-            "t_last_ns": stamps[-1],
-            "per_iteration_us": (np.diff(np.array(stamps)) / 1e3).astype(np.float32),
-            "window_method": "per_iteration",
-        }
+            raise DeviceFailure(f"an inference failed: {_first_line(error)}") from error
 
     def _run(self, feed: dict[str, Array]) -> list[Array]:
         try:

@@ -6,10 +6,24 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from protos import agent_pb2 as pb
 
 Parse = Callable[[bytes], float | None]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A parser for one integer, multiplied by `factor`; None for text that is no integer."""
+
+    factor: float
+
+    def __call__(self, data: bytes) -> float | None:
+        try:
+            return int(data) * self.factor
+        except ValueError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,20 @@ class Spec:
         )
 
 
-class Channel:
+class Channel(Protocol):
+    """One quantity that can be read over and over. Picklable until it is opened."""
+
+    spec: Spec
+
+    def open(self) -> None: ...
+    def close(self) -> None: ...
+
+    def read(self) -> float | None:
+        """The value in the channel's unit, or None where there is none at the moment."""
+        ...
+
+
+class FileChannel:
     """A file under /sys or /proc whose descriptor stays open, and the parser of its text.
 
     `read` gives the value in the channel's unit, or None where the node has none at the moment

@@ -8,35 +8,48 @@ method. `power_now` is never used: it read 68 W on an SM8750 at rest.
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from agent.sensors.channel import Channel, Parse, Spec, read_int, read_text
+from agent.sensors.channel import Channel, FileChannel, Parse, Scaled, Spec, read_int, read_text
 from protos import agent_pb2 as pb
 
-# A rail's label to the part of the SoC it feeds. "board" is the whole device: the sum of the rest.
-_RAIL_SITES = (
-    ("vph", "board"), ("vin", "board"), ("vsys", "board"), ("nsp", "npu"), ("npu", "npu"),
-    ("cpu", "cpu"), ("apc", "cpu"), ("gpu", "gpu"), ("gfx", "gpu"), ("ddr", "ddr"), ("mx", "soc"),
-)  # fmt: skip
+# A rail's label to the part that it feeds; the first match counts. "board" is the whole device,
+# so only names that say nothing else may have it: Pixel's VSYS_PWR_MODEM feeds a modem.
+_RAIL_SITES = tuple(
+    (re.compile(pattern, re.IGNORECASE), site)
+    for pattern, site in (
+        (r"(vdd_?)?(vph(_pwr)?|vin|vin_sys|vsys|vbat|system|total)$", "board"),
+        (r".*(nsp|npu|turing|cdsp)", "npu"),
+        (r".*(cpu|apc|apss)", "cpu"),
+        (r".*(gpu|gfx|g3d)", "gpu"),
+        (r".*(ddr|lpddr|dram)", "ddr"),
+        (r"(vdd_?)?(soc|mx|cx)(_|$)", "soc"),
+    )
+)
 _STATUS = {"Discharging": 0.0, "Charging": 1.0, "Full": 2.0, "Not charging": 3.0}
 STATUS_CODING = "0 discharging, 1 charging, 2 full, 3 not charging, 4 unknown"
 RAIL_HZ = 1000.0
 # Every read of a fuel gauge is a call to its firmware: polling faster warms what is measured.
 GAUGE_HZ = 4.0
+COUNTER_HZ = 50.0
+_ODPM = re.compile(rb"^CH\d+\(T=\d+\)\[([^\]]+)\],\s*(\d+)", re.MULTILINE)
 # |current| below this is milliamperes: 10 mA is less than any awake phone draws.
 _MILLIAMPERE_BELOW = 10_000
 
 
-def scaled(factor: float) -> Parse:
-    """A parser for one integer, multiplied by `factor`; None for text that is no integer."""
+@dataclass(frozen=True)
+class OdpmRail:
+    """A parser for one rail of Pixel's energy_value, in mJ."""
 
-    def parse(data: bytes) -> float | None:
-        try:
-            return int(data) * factor
-        except ValueError:
-            return None
+    name: bytes
 
-    return parse
+    def __call__(self, data: bytes) -> float | None:
+        for name, value in _ODPM.findall(data):
+            if name == self.name:
+                return int(value) * 1e-3
+        return None
 
 
 def parse_status(data: bytes) -> float | None:
@@ -46,7 +59,7 @@ def parse_status(data: bytes) -> float | None:
 
 def rails(root: Path) -> list[Channel]:
     """One channel per readable hwmon power1_input, in mW."""
-    found = []
+    found: list[Channel] = []
     for node in sorted((root / "sys/class/hwmon").glob("hwmon*/power*_input")):
         if read_int(node) is None:
             continue
@@ -55,14 +68,42 @@ def rails(root: Path) -> list[Channel]:
         name = label or f"{node.parent.name}_{stem}"
         spec = Spec(
             name=name,
-            site=next((site for key, site in _RAIL_SITES if key in name.lower()), "soc"),
+            site=rail_site(name),
             kind=pb.POWER,
             unit="mW",
             method=f"hwmon {node.name}, uW",
             poll_hz=RAIL_HZ,
             source=_shown(node, root),
         )
-        found.append(Channel(spec, node, scaled(1e-3)))
+        found.append(FileChannel(spec, node, Scaled(1e-3)))
+    return found
+
+
+def energy_counters(root: Path) -> list[Channel]:
+    """IIO energy counters, cumulative, in mJ.
+
+    Two shapes: one file per rail with microjoules, and Pixel's `energy_value`, which lists
+    `CH0(T=1234)[S10M_VDD_TPU], 5678` (microwatt-seconds) for all rails of a meter.
+    """
+    found: list[Channel] = []
+    for node in sorted((root / "sys/bus/iio/devices").glob("iio:device*/*energy*_value")):
+        text = read_text(node)
+        if not text:
+            continue
+        device = read_text(node.with_name("name")) or node.parent.name
+        parsers: list[tuple[str, Parse]] = [
+            (name.decode(), OdpmRail(name)) for name, _ in _ODPM.findall(text.encode())
+        ]
+        if not parsers:
+            if read_int(node) is None:
+                continue
+            parsers = [(f"{device}_{node.name.removesuffix('_value')}", Scaled(1e-3))]
+        for name, parse in parsers:
+            spec = Spec(
+                name, rail_site(name), pb.ENERGY, "mJ", f"iio {node.name}, uJ since boot",
+                COUNTER_HZ, _shown(node, root),
+            )  # fmt: skip
+            found.append(FileChannel(spec, node, parse, size=4096))
     return found
 
 
@@ -76,7 +117,7 @@ def battery(root: Path) -> list[Channel]:
             continue
         status = read_text(base / "status") or ""
         scale, how = current_scale(current, status)
-        channels = [
+        channels: list[Channel] = [
             _gauge(root, base / "current_now", "battery_current", pb.CURRENT, "mA", how, scale),
             _gauge(
                 root, base / "voltage_now", "battery_voltage", pb.VOLTAGE, "mV", "uV",
@@ -92,7 +133,7 @@ def battery(root: Path) -> list[Channel]:
                 "battery_status", "battery", pb.STATE, STATUS_CODING, "power_supply status",
                 GAUGE_HZ, _shown(base / "status", root),
             )  # fmt: skip
-            channels.append(Channel(spec, base / "status", parse_status))
+            channels.append(FileChannel(spec, base / "status", parse_status))
         return channels
     return []
 
@@ -106,12 +147,17 @@ def current_scale(current: int, status: str) -> tuple[float, str]:
     return (-factor if negative_out else factor), f"{unit}, {sign} = discharging"
 
 
+def rail_site(rail: str) -> str:
+    """The part of the device that a rail of this name feeds; "other" when the name says nothing."""
+    return next((site for pattern, site in _RAIL_SITES if pattern.match(rail)), "other")
+
+
 def _gauge(
     root: Path, path: Path, name: str, kind: pb.ChannelKind, unit: str, how: str, scale: float
 ) -> Channel:
     method = f"power_supply {path.name}" + (f", {how}" if how else "")
     spec = Spec(name, "battery", kind, unit, method, GAUGE_HZ, _shown(path, root))
-    return Channel(spec, path, scaled(scale))
+    return FileChannel(spec, path, Scaled(scale))
 
 
 def _shown(path: Path, root: Path) -> str:

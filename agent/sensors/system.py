@@ -1,62 +1,107 @@
-"""Clocks and memory: cpufreq, /proc/meminfo, /proc/<pid>/smaps_rollup."""
+"""Clocks and memory: cpufreq, GPU and DDR clocks, meminfo, smaps_rollup, DMA buffers."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from agent.sensors.channel import Channel, Parse, Spec, read_int, read_text
-from agent.sensors.power import scaled
+from agent.sensors.channel import Channel, FileChannel, Scaled, Spec, read_int, read_text
 from protos import agent_pb2 as pb
 
 CLOCK_HZ = 10.0
 # smaps_rollup walks every mapping of the process: rarely, and not in a timed pass at high rate.
 MEMORY_HZ = 1.0
+# (name, site, node, factor to MHz, unit of the node). There is no unprivileged clock of the NPU.
+_CLOCKS = (
+    ("gpu_clock", "gpu", "sys/class/kgsl/kgsl-3d0/gpuclk", 1e-6, "Hz"),
+    ("ddr_clock", "ddr", "sys/devices/system/cpu/bus_dcvs/DDR/cur_freq", 1e-3, "kHz"),
+)
 
 
-def kilobytes(field: bytes) -> Parse:
+@dataclass(frozen=True)
+class Kilobytes:
     """A parser for one `Field:   1234 kB` line, in bytes."""
 
-    def parse(data: bytes) -> float | None:
-        start = data.find(field + b":")
+    field: bytes
+
+    def __call__(self, data: bytes) -> float | None:
+        start = data.find(self.field + b":")
         if start < 0:
             return None
         try:
-            return float(int(data[start + len(field) + 1 :].split(None, 1)[0]) * 1024)
+            return float(int(data[start + len(self.field) + 1 :].split(None, 1)[0]) * 1024)
         except (ValueError, IndexError):
             return None
 
-    return parse
+
+class DmaBuffers:
+    """Bytes of the DMA buffers that a process holds by descriptor, each buffer counted once.
+
+    PSS misses them: the HTP's weights and tensors live there. `/proc/<pid>/fdinfo/<fd>` of a
+    dma-buf has `size:`, `exp_name:` and (since Linux 5.x) the inode that tells buffers apart.
+    """
+
+    def __init__(self, root: Path, pid: int) -> None:
+        self._dir = root / f"proc/{pid}/fdinfo"
+        self.spec = Spec(
+            "process_dmabuf", "process", pb.MEMORY, "bytes", "fdinfo size of dma-bufs",
+            MEMORY_HZ, f"/proc/{pid}/fdinfo",
+        )  # fmt: skip
+
+    def open(self) -> None:
+        """Nothing to hold: the descriptors of the process come and go."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def read(self) -> float | None:
+        sizes: dict[str, int] = {}
+        try:
+            entries = list(self._dir.iterdir())
+        except OSError:
+            return None
+        for entry in entries:
+            fields = dict(
+                line.split(":", 1) for line in (read_text(entry) or "").splitlines() if ":" in line
+            )
+            if "exp_name" in fields and fields.get("size", "").strip().isdigit():
+                sizes[fields.get("ino", entry.name).strip()] = int(fields["size"])
+        return float(sum(sizes.values()))
 
 
-def cpu_clocks(root: Path) -> list[Channel]:
-    """One channel per cpufreq policy, in MHz."""
-    found = []
-    for base in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*")):
-        node = base / "scaling_cur_freq"
+def clocks(root: Path) -> list[Channel]:
+    """CPU policies, GPU and DDR, in MHz."""
+    nodes = [
+        (f"cpu_{base.name}", "cpu", f"{base.relative_to(root)}/scaling_cur_freq", 1e-3, "kHz")
+        for base in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
+    ]
+    found: list[Channel] = []
+    for name, site, path, factor, unit in (*nodes, *_CLOCKS):
+        node = root / path
         if read_int(node) is None:
             continue
         spec = Spec(
-            name=f"cpu_{base.name}",
-            site="cpu",
+            name=name,
+            site=site,
             kind=pb.FREQUENCY,
             unit="MHz",
-            method="cpufreq scaling_cur_freq, kHz",
+            method=f"{node.name}, {unit}",
             poll_hz=CLOCK_HZ,
-            source=f"/{node.relative_to(root)}",
+            source=f"/{path}",
         )
-        found.append(Channel(spec, node, scaled(1e-3)))
+        found.append(FileChannel(spec, node, Scaled(factor)))
     return found
 
 
 def memory(root: Path, pid: int | None) -> list[Channel]:
-    """Memory left on the device, and the resident memory of the process that runs the model."""
-    found = []
+    """Memory left on the device; resident memory and DMA buffers of the process `pid`."""
+    found: list[Channel] = []
     nodes = [("memory_available", "soc", root / "proc/meminfo", b"MemAvailable")]
     if pid is not None:
         nodes.append(("process_pss", "process", root / f"proc/{pid}/smaps_rollup", b"Pss"))
     for name, site, node, field in nodes:
         text = read_text(node)
-        if not text or kilobytes(field)(text.encode()) is None:
+        if not text or Kilobytes(field)(text.encode()) is None:
             continue
         spec = Spec(
             name=name,
@@ -67,5 +112,9 @@ def memory(root: Path, pid: int | None) -> list[Channel]:
             poll_hz=MEMORY_HZ,
             source=f"/{node.relative_to(root)}",
         )
-        found.append(Channel(spec, node, kilobytes(field), size=4096))
+        found.append(FileChannel(spec, node, Kilobytes(field), size=4096))
+    if pid is not None:
+        buffers = DmaBuffers(root, pid)
+        if buffers.read():
+            found.append(buffers)
     return found

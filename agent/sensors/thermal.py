@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from agent.sensors.channel import Channel, Spec, read_text
+from agent.sensors.channel import Channel, FileChannel, Spec, read_text
 from protos import agent_pb2 as pb
 
 ZONE_HZ = 10.0
@@ -60,7 +60,7 @@ def parse_battery(data: bytes) -> float | None:
 
 def zones(root: Path) -> list[Channel]:
     """One channel per zone of a known type whose `temp` can be read."""
-    found = []
+    found: list[Channel] = []
     for base in sorted((root / "sys/class/thermal").glob("thermal_zone*"), key=_number):
         zone_type = read_text(base / "type")
         site = classify(zone_type) if zone_type else None
@@ -76,7 +76,7 @@ def zones(root: Path) -> list[Channel]:
             source=f"/sys/class/thermal/{base.name}/temp",
         )
         parse = parse_battery if site == "battery" else parse_millidegrees
-        found.append(Channel(spec, base / "temp", parse))
+        found.append(FileChannel(spec, base / "temp", parse))
     return found
 
 
