@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from host.errors import UserError
 from host.report.data import (
     NOT_REAL,
     FloatArray,
@@ -277,6 +278,23 @@ def traces(session: SessionReport) -> tuple[Traces, ...]:
 def timelines(session: SessionReport) -> tuple[Traces, ...]:
     """Phases per run; runs that failed after starting have some too."""
     return tuple(Traces(r.variant, (), r.phases) for r in session.runs if r.phases)
+
+
+def nothing_to_draw(session: SessionReport, plot_type: str) -> UserError:
+    """What to tell a user whose session lacks what a plot type shows."""
+    needs = {
+        "pareto": "a run with a valid accuracy and a valid latency",
+        "bars": "a run with a valid figure",
+        "radar": "runs with valid figures in three metrics",
+        "heatmap": "a run with a valid figure",
+        "layers": "a per-layer report",
+        "trace": "sampled traces",
+        "timeline": "recorded phases",
+    }[plot_type]
+    return UserError(
+        f"Nothing to draw: session {session.session_id} has no {needs.removeprefix('a ')}.",
+        f"A {plot_type} plot needs {needs}; `qhost query` shows what is stored.",
+    )
 
 
 def envelope(t_s: FloatArray, values: FloatArray, buckets: int) -> tuple[FloatArray, FloatArray]:

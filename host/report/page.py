@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -86,9 +86,15 @@ def report_page(session: SessionReport) -> str:
 
 
 def plot_page(session: SessionReport, plot_type: str) -> str:
-    """One plot type of a session as one HTML text, with the same head, banner and key."""
+    """One plot type of a session as one HTML text, with the same head, banner and key.
+
+    Raises:
+        UserError: the session has nothing to draw for this plot type.
+    """
     figures: dict[str, Any] = {}
     slots = {plot_type: _slots(session, plot_type, figures, numbering(session))}
+    if not figures:
+        raise charts.nothing_to_draw(session, plot_type)
     return _render("report.html.j2", session, figures, slots=slots, full=False)
 
 
@@ -134,6 +140,29 @@ def _render(
         script=Markup(_asset("report.js")),
         plotly=Markup(plotly_script() if figures else ""),
         figures=Markup(_script_json(figures)),
+    )
+
+
+def render_sheet(sheet: Any, banner: str, cell: Callable[[Any], Mapping[str, object]]) -> str:
+    """A report made of tables (host.report.sheet.Sheet) as one HTML text."""
+    used = dict.fromkeys(
+        v.provenance
+        for table in sheet.tables
+        for row in table.rows
+        for v in row
+        if isinstance(v, Figure) and v.value is not None
+    )
+    return (
+        _environment()
+        .get_template("sheet.html.j2")
+        .render(
+            sheet=sheet,
+            banner=banner,
+            cell=cell,
+            marks=[(PROVENANCE_TEXT[p], p in NOT_REAL) for p in Provenance if p in used],
+            style=Markup(_asset("report.css")),
+            script=Markup(_asset("report.js")),
+        )
     )
 
 

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from host.errors import UserError
 from host.report import charts
 from host.report.charts import Axis, Value, drawn_line
 from host.report.data import SessionReport
+from host.report.files import write_whole
 from host.report.interactive import (
     HEATMAP_DARK,
     HEATMAP_STOPS,
@@ -88,18 +88,15 @@ def save_plot(session: SessionReport, plot_type: str, path: Path) -> None:
     """
     with mpl.rc_context(_STYLE):
         figure = draw_plot(session, plot_type)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            figure.savefig(
-                part,
-                format=path.suffix.lstrip(".").lower(),
-                dpi=_DPI,
-                facecolor="white",
-                metadata={"Date": None} if path.suffix.lower() == ".svg" else None,
-            )
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        kind = path.suffix.lstrip(".").lower()
+        # A date in the file would make the same rows give another file every time.
+        metadata = {"Date": None} if kind == "svg" else None
+        write_whole(
+            path,
+            lambda part: figure.savefig(
+                part, format=kind, dpi=_DPI, facecolor="white", metadata=metadata
+            ),
+        )
 
 
 def draw_plot(session: SessionReport, plot_type: str) -> Figure:
@@ -115,25 +112,8 @@ def draw_plot(session: SessionReport, plot_type: str) -> Figure:
     }
     figure = draw[plot_type](session)
     if figure is None:
-        raise nothing_to_draw(session, plot_type)
+        raise charts.nothing_to_draw(session, plot_type)
     return figure
-
-
-def nothing_to_draw(session: SessionReport, plot_type: str) -> UserError:
-    """What to tell a user whose session lacks what a plot type shows."""
-    needs = {
-        "pareto": "a run with a valid accuracy and a valid latency",
-        "bars": "a run with a valid figure",
-        "radar": "runs with valid figures in three metrics",
-        "heatmap": "a run with a valid figure",
-        "layers": "a per-layer report",
-        "trace": "sampled traces",
-        "timeline": "recorded phases",
-    }[plot_type]
-    return UserError(
-        f"Nothing to draw: session {session.session_id} has no {needs.removeprefix('a ')}.",
-        f"A {plot_type} plot needs {needs}; `qhost query` shows what is stored.",
-    )
 
 
 def _canvas(

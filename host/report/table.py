@@ -50,7 +50,7 @@ def session_table(
     name_width = min(max([cell_len(run.variant) for run in session.runs] + [7]), name_max) + 2
     parts: list[RenderableType] = [_heading(session), Text("")]
     parts.append(Text(verdict.headline, style="bold"))
-    parts += [Padding(Text(reason), (0, 0, 0, 2)) for reason in verdict.reasons]
+    parts += [Padding(Text(reason), (0, 0, 0, 2), expand=False) for reason in verdict.reasons]
     rows = [i for i, run in enumerate(session.runs) if any(run.figure(m) for m in shown)]
     for number, group in enumerate(_chunks([_width(c) for c in columns], width - name_width)):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 1), show_edge=False)

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from host.errors import RunStatus
+from host.errors import FailureClass, RunStatus
 from host.report.data import LayerRow, Phase, RunReport, SessionReport, Stage, Trace
+from host.store import Store
+from host.store.rows import (
+    Block,
+    Channel,
+    DeviceRow,
+    Golden,
+    Load,
+    Mark,
+    RawBatch,
+    RunRow,
+    Samples,
+    SessionRow,
+)
+from host.store.rows import Stage as HostStage
 from quant.figures import METRICS, Figure, Provenance
 
 NAMES = (
@@ -129,3 +144,116 @@ def session(
 
 def with_figure(row: RunReport, new: Figure) -> RunReport:
     return replace(row, figures={**row.figures, new.metric: new})
+
+
+def database(path, *, sessions: int = 1, count: int = 3, slower: float = 1.0, awkward: bool = True):
+    """A database as the bench leaves it; the last session is `slower` times the others."""
+    with Store.open(path, create=True) as store:
+        for number in range(sessions):
+            factor = slower if number == sessions - 1 else 1.0
+            _fill(store, f"2026112{number}-120000-aaa{number}", number, count, factor, awkward)
+    return path
+
+
+def _fill(store, session_id, number, count, factor, awkward):
+    random = np.random.default_rng(number)
+    created = datetime(2026, 11, 20 + number, 12, 0)
+    store.new_session(
+        SessionRow(
+            session_id, "f", True, "rapid", 0, "qhost bench --mock", "0.1.0", created_at=created
+        )
+    )
+    about = {"build": f"build-{number}", "emulation_basis": "published latencies"}
+    store.add_device(
+        DeviceRow(session_id, "emu-1", "emulated:sm8650", "sm8650", True, json.dumps(about))
+    )
+    channels = (
+        Channel(0, "battery_power", "battery", "power", "mW"),
+        Channel(1, "nsphmx-0", "npu", "temperature", "C"),
+        Channel(2, "skin-0", "skin", "temperature", "C"),
+    )
+    clock = 10**12
+    for index in range(count):
+        run_id = f"{session_id}-{index:02d}"
+        store.add_run(
+            RunRow(
+                run_id,
+                session_id,
+                "mobilenet_v2",
+                "vision",
+                "9f2c" * 16,
+                "11aa" * 16,
+                "sm8650",
+                "emulated:sm8650",
+                "emu-1",
+                NAMES[index].split("[")[0],
+                NAMES[index],
+                "rapid",
+                accuracy_metric="top1",
+                accuracy_higher_is_better=True,
+                artifact_sha256=f"{index:064x}",
+                notes_json=json.dumps(["shared note"] + (["own note"] if index else [])),
+                fingerprint_json=json.dumps({"governor": "performance"}),
+                created_at=created + timedelta(seconds=index),
+            ),
+            channels,
+        )
+    for block in range(8):
+        for index in range(count):
+            run_id = f"{session_id}-{index:02d}"
+            seq = block * count + index + 1
+            store.append(
+                session_id,
+                f"{session_id}/emu-1",
+                [_batch(seq, run_id, block, clock, LATENCY[index] * factor, random)],
+            )
+            clock += 8 * 10**9
+    for index in range(count):
+        run_id = f"{session_id}-{index:02d}"
+        if awkward and index == count - 1:
+            store.finish_run(
+                run_id,
+                RunStatus.FAILED,
+                failure_class=FailureClass.DEVICE_ERROR,
+                message="adb: device offline",
+            )
+            continue
+        figures = [
+            scaled(f, factor if f.metric == "latency_ms" else 1.0)
+            for f in run(index, Provenance.EMULATED_DEVICE).figures.values()
+            if f.value is not None
+        ]
+        figures.append(figure("accuracy", 0.76, Provenance.ORT_CPU))
+        store.add_stages(run_id, [HostStage("quantize", 2.0), HostStage("compile", 3.0)])
+        store.finish_run(run_id, RunStatus.OK, figures=figures, power_method="battery power")
+    store.finish_session(session_id)
+
+
+def scaled(f, factor):
+    low = None if f.ci_low is None else f.ci_low * factor
+    high = None if f.ci_high is None else f.ci_high * factor
+    return replace(f, value=f.value * factor, ci_low=low, ci_high=high)
+
+
+def _batch(seq, run_id, block, clock, latency_ms, random):
+    """A block of 4 s with 1 s of idle before it; power at 20 Hz; every third block throttled."""
+    t_ns = clock + np.arange(0, 5 * 10**9, 5 * 10**7, dtype=np.int64)
+    power = 650.0 + 1500.0 * (t_ns - clock > 10**9) + random.normal(0, 20, t_ns.size)
+    hot = 35.0 + np.linspace(0, 5, t_ns.size)
+    micros = (latency_ms * 1e3 * random.normal(1, 0.01, 50)).astype(np.float32)
+    return RawBatch(
+        seq,
+        run_id,
+        samples=(
+            Samples(0, t_ns, power),
+            Samples(1, t_ns, hot),
+            Samples(2, t_ns, hot - 10),
+        ),
+        marks=(
+            Mark("idle_before", clock, clock + 10**9, block),
+            Mark("timed", clock + 10**9, clock + 5 * 10**9, block),
+        ),
+        block=Block(block, 50, clock + 10**9, clock + 5 * 10**9, micros, throttled=block % 3 == 2),
+        golden=Golden(4, block != 0, 51.0) if block == 0 else None,
+        load=Load(0.05, 0.01, 0.004, 10**7) if block == 0 else None,
+    )
