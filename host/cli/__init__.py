@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 import typer
@@ -75,11 +76,12 @@ def fail(message: str, hint: str = "") -> None:
     print(f"qhost: error: {line}", file=sys.stderr)
 
 
-def _raise_on_signals() -> list[int]:
+@contextmanager
+def _raise_on_signals() -> Iterator[list[int]]:
     """SIGINT and SIGTERM raise KeyboardInterrupt, so that every `finally` ends its children.
 
-    The list that is returned holds the signals that came: DuckDB turns a KeyboardInterrupt in
-    the middle of a query into a RuntimeError of its own.
+    Gives the list of the signals that came: DuckDB turns a KeyboardInterrupt in the middle of a
+    query into a RuntimeError of its own.
     """
     came: list[int] = []
 
@@ -87,10 +89,15 @@ def _raise_on_signals() -> list[int]:
         came.append(number)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, interrupt)
-    return came
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if problem := _platform_error():
         fail(problem)
         return ExitCode.USER_ERROR
-    interrupted = _raise_on_signals()
+    with _raise_on_signals() as interrupted:
+        return _run(args, debug, interrupted)
+
+
+def _run(args: list[str], debug: bool, interrupted: list[int]) -> int:
     try:
         result = build_app()(args, prog_name="qhost", standalone_mode=False)
         return int(result) if isinstance(result, int) else ExitCode.OK

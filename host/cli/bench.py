@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
@@ -305,8 +306,9 @@ def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) 
         (folder / f"{stem}.json").write_text(dumps(report) + "\n", encoding="utf-8")
     _keep_artifacts(outcome, reports, folder)
     if json_output:
-        for report in reports:
-            print(dumps(report))
+        documents = [json.loads(dumps(report)) for report in reports]
+        whole = {"schema": {"name": "qhost.comparisons", "version": 1}, "comparisons": documents}
+        print(json.dumps(documents[0] if len(documents) == 1 else whole, indent=1))
     else:
         console = Console()
         for report in reports:

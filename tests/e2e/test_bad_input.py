@@ -8,6 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from host.cli import main
+
 
 def save(path, nodes, inputs, outputs, weights):
     graph = helper.make_graph(
@@ -26,17 +28,36 @@ WEIGHT = np.eye(8, dtype=np.float32)
 MATMUL = helper.make_node("MatMul", ["x", "w"], ["y"], name="mm")
 
 
-def one_line(done, *says: str) -> None:
-    assert done.returncode == 1, done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("qhost: error:")]
-    assert len(errors) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    for text in says:
-        assert text in errors[0]
+@pytest.fixture
+def qhost(lab, monkeypatch, capsys):
+    """qhost in this process (starting one costs seconds), in the lab's folder."""
+    monkeypatch.chdir(lab.folder)
+    monkeypatch.setenv("QHOST_CACHE_DIR", str(lab.folder / "cache"))
+
+    def run(*args: str) -> tuple[int, str]:
+        code = main(list(args))
+        return code, capsys.readouterr().err
+
+    return run
 
 
-def bench(lab, *args):
-    return lab.run("bench", "--mock", "--device", "sm8650", *args)
+@pytest.fixture
+def refused(qhost):
+    """Runs qhost and asserts exit 1 with one error line that says all of `says`."""
+
+    def run(args: list[str], *says: str) -> None:
+        code, err = qhost(*args)
+        assert code == 1, err
+        errors = [line for line in err.splitlines() if line.startswith("qhost: error:")]
+        assert len(errors) == 1, err
+        assert "Traceback" not in err
+        for text in says:
+            assert text in errors[0]
+
+    return run
+
+
+MOCK = ["bench", "--mock", "--device", "sm8650"]
 
 
 @pytest.mark.parametrize(
@@ -53,62 +74,62 @@ def bench(lab, *args):
         (["--mock", "--input-shape", "x"], ["is not name:d1,d2"]),
     ],
 )
-def test_words_that_make_no_sense(lab, args, says):
-    one_line(lab.run("bench", *args), *says)
+def test_words_that_make_no_sense(lab, refused, args, says):
+    refused(["bench", *args], *says)
     assert not (lab.folder / "qhost-out").exists()
 
 
-def test_a_truncated_model(lab):
+def test_a_truncated_model(lab, refused):
     data = lab.model.read_bytes()
     (lab.folder / "cut.onnx").write_bytes(data[: len(data) // 2])
-    one_line(bench(lab, "--model-path", "cut.onnx"), "cut.onnx", "truncated")
+    refused([*MOCK, "--model-path", "cut.onnx"], "cut.onnx", "truncated")
 
 
-def test_a_file_that_is_no_model(lab):
+def test_a_file_that_is_no_model(lab, refused):
     (lab.folder / "notes.onnx").write_text("buy milk")
-    one_line(bench(lab, "--model-path", "notes.onnx"), "notes.onnx is not an ONNX model")
+    refused([*MOCK, "--model-path", "notes.onnx"], "notes.onnx is not an ONNX model")
 
 
-def test_dynamic_shapes_name_the_input_and_the_fix(lab):
+def test_dynamic_shapes_name_the_input_and_the_fix(lab, refused):
     path = lab.folder / "dynamic.onnx"
     save(path, [MATMUL], {"x": ["batch", 8]}, {"y": ["batch", 8]}, {"w": WEIGHT})
-    one_line(bench(lab, "--model-path", str(path)), "Input 'x'", "--input-shape x:1,8")
+    refused([*MOCK, "--model-path", str(path)], "Input 'x'", "--input-shape x:1,8")
 
 
-def test_a_nan_weight_is_named(lab):
+def test_a_nan_weight_is_named(lab, refused):
     path = lab.folder / "nan.onnx"
     bad = WEIGHT.copy()
     bad[2, 3] = np.nan
     save(path, [MATMUL], {"x": [1, 8]}, {"y": [1, 8]}, {"w": bad})
-    one_line(bench(lab, "--model-path", str(path)), "'w'", "NaN")
+    refused([*MOCK, "--model-path", str(path)], "'w'", "NaN")
 
 
-def test_an_operator_that_the_htp_cannot_run(lab):
+def test_an_operator_that_the_htp_cannot_run(lab, refused):
     path = lab.folder / "det.onnx"
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["z"], name="mm"),
         helper.make_node("Det", ["z"], ["y"], name="the_det"),
     ]
     save(path, nodes, {"x": [8, 8]}, {"y": []}, {"w": WEIGHT})
-    one_line(bench(lab, "--model-path", str(path), "--methods", "fp16,int8"), "'the_det'", "Det")
+    refused([*MOCK, "--model-path", str(path), "--methods", "fp16,int8"], "'the_det'", "Det")
 
 
-def test_a_foreign_database_is_left_alone(lab):
+def test_a_foreign_database_is_left_alone(lab, refused):
     path = lab.folder / "foreign.duckdb"
     with duckdb.connect(str(path)) as db:
         db.execute("CREATE TABLE mine (x INTEGER)")
     before = path.read_bytes()
-    one_line(bench(lab, "--db-path", "foreign.duckdb"), "foreign.duckdb", "not one of qhost")
+    refused([*MOCK, "--db-path", "foreign.duckdb"], "foreign.duckdb", "not one of qhost")
     assert path.read_bytes() == before
 
 
-def test_a_file_that_is_no_database(lab):
+def test_a_file_that_is_no_database(lab, refused):
     (lab.folder / "text.duckdb").write_text("hello, this is no database at all")
-    one_line(bench(lab, "--db-path", "text.duckdb"), "text.duckdb is not a DuckDB database")
+    refused([*MOCK, "--db-path", "text.duckdb"], "text.duckdb is not a DuckDB database")
 
 
-def test_wrong_usage_is_exit_2(lab):
-    done = lab.run("bench", "--no-such-option")
-    assert done.returncode == 2
-    assert "No such option" in done.stderr
-    assert lab.run("no-such-verb").returncode == 2
+def test_wrong_usage_is_exit_2(qhost):
+    code, err = qhost("bench", "--no-such-option")
+    assert code == 2
+    assert "No such option" in err
+    assert qhost("no-such-verb")[0] == 2
