@@ -183,6 +183,7 @@ class LocalEmulator:
         if ready.get("protocol_version") != PROTOCOL_VERSION:
             raise protocol_mismatch(int(ready.get("protocol_version", 0)))
         self.client = AgentClient(str(ready["address"]), token)
+        self.token = token
         self.stream_id = f"{self.soc}-{secrets.token_hex(8)}"
         self.info = describe(self.client)
         if not self.info.emulated:
