@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from host import install, lease
 from host.adb import AdbDevice, AdbServer, list_devices
-from host.client import AgentClient
+from host.client import CALL_TIMEOUT_S, AgentClient, SegmentSpec
 from host.devices import DeviceInfo, Target, describe, no_device
-from host.errors import DeviceError
+from host.errors import DeviceError, FailureClass
 from quant.artifact import Artifact
 
 # A phone that reboots is back on USB in a minute or two; one that was only unplugged at once.
 RETURN_TIMEOUT_S = 60.0
+OPEN_ATTEMPTS = 3
 
 
 class AgentEndpoint:
@@ -67,10 +69,50 @@ def ensure_agent(device: AdbDevice, *, clean: bool = False) -> AgentEndpoint:
     return AgentEndpoint(device, agent)
 
 
+class AdbAgentClient(AgentClient):
+    """Calls that outlive the forward they were made on.
+
+    `adb disconnect`, `adb kill-server` and a pulled cable drop every forward, also when the agent
+    runs on. A call that finds nobody asks `reach` for the new address and is made once more.
+    """
+
+    def __init__(self, endpoint: AgentEndpoint, reach: Callable[[], AgentEndpoint]) -> None:
+        super().__init__(endpoint.address, endpoint.token)
+        self._reach = reach
+
+    def move(self, endpoint: AgentEndpoint) -> None:
+        """Talk to the agent through another forward from now on."""
+        self.close()
+        super().__init__(endpoint.address, endpoint.token)
+
+    def _call(self, method: str, request: object, timeout: float = CALL_TIMEOUT_S) -> Any:
+        try:
+            return super()._call(method, request, timeout)
+        except DeviceError as error:
+            # Start is not idempotent: see there. A stream of requests is used up.
+            if not error.transient or method in ("Start", "PutArtifact"):
+                raise
+        self._reach()
+        return super()._call(method, request, timeout)
+
+    def start(self, session_id: str, segments: Sequence[SegmentSpec]) -> int:
+        """As ever; when the reply is lost, the agent's state tells whether it had the request."""
+        first = int(self.status().next_seq)
+        try:
+            return super().start(session_id, segments)
+        except DeviceError as error:
+            if not error.transient:
+                raise
+        now = self.status()
+        if now.busy or now.queued_segments or now.next_seq != first:
+            return first
+        return super().start(session_id, segments)
+
+
 class AdbSession:
     """DeviceSession on an adb device: holds its lease; stops the agent if it had to start it."""
 
-    client: AgentClient
+    client: AdbAgentClient
     info: DeviceInfo
     stream_id: str
 
@@ -90,7 +132,7 @@ class AdbSession:
     def _attach(self, endpoint: AgentEndpoint) -> None:
         self._detach()
         self._endpoint = endpoint
-        self.client = AgentClient(endpoint.address, endpoint.token)
+        self.client = AdbAgentClient(endpoint, self._reach)
         self.info = describe(self.client)
         self.stream_id = endpoint.agent.stream
         if self._device.emulated and not self.info.emulated:
@@ -114,22 +156,34 @@ class AdbSession:
     def put(self, artifact: Artifact) -> None:
         with tempfile.TemporaryDirectory(prefix="qhost-artifact-") as folder:
             files = artifact.extract(Path(folder), self.info.soc)
-            install.put_artifact(self._device, files, artifact.sha256)
+            try:
+                install.put_artifact(self._device, files, artifact.sha256)
+            except DeviceError as error:
+                if not error.transient:
+                    raise
+                self._reach()
+                install.put_artifact(self._device, files, artifact.sha256)
+
+    def _reach(self) -> AgentEndpoint:
+        """Find the agent again and forward anew. DeviceError when it, or the device, is gone."""
+        assert self._endpoint
+        self._device.wait_ready(RETURN_TIMEOUT_S)
+        agent = install.running_agent(self._device)
+        if agent is None or agent.pid != self._endpoint.agent.pid:
+            raise DeviceError(
+                f"The agent on {self._device.serial} was killed or the device rebooted.",
+                "See 'qhost agent logs'.",
+                failure_class=FailureClass.KILLED,
+            )
+        before, self._endpoint = self._endpoint, AgentEndpoint(self._device, agent)
+        before.close()
+        self.client.move(self._endpoint)
+        return self._endpoint
 
     def death(self) -> str:
-        """Why the agent cannot go on, in words; empty when it runs and is connected again.
-
-        `adb disconnect`, `adb kill-server` and a pulled cable drop every forward: when the agent
-        has outlived that, `client` is a new one on a new forward.
-        """
-        assert self._endpoint
-        before = self._endpoint.agent
+        """Why the agent cannot go on, in words; empty when it runs and is connected again."""
         try:
-            self._device.wait_ready(RETURN_TIMEOUT_S)
-            agent = install.running_agent(self._device)
-            if agent is None or agent.pid != before.pid:
-                return f"the agent on {self._device.serial} was killed or the device rebooted"
-            self._attach(AgentEndpoint(self._device, agent))
+            self._reach()
         except DeviceError as error:
             return error.message
         return ""
@@ -141,14 +195,11 @@ class AdbSession:
 
     def close(self) -> None:
         """Leave the device as it was found; what cannot be done on a lost device is left undone."""
-        with contextlib.suppress(DeviceError):
-            self.client.cancel("")
         self._detach()
-        if self._started:
-            with contextlib.suppress(DeviceError):
-                agent = install.running_agent(self._device)
-                if agent:
-                    install.stop_agent(self._device, agent, clean=True)
+        with contextlib.suppress(DeviceError):
+            agent = install.running_agent(self._device)
+            if agent and self._started:
+                install.stop_agent(self._device, agent, clean=True)
         self._lease.release()
 
 
@@ -165,12 +216,25 @@ def open_adb_device(serial: str, soc: str) -> AdbSession:
         raise no_device(
             Target(serial=serial, soc=soc), [f"{d.serial} ({d.soc or d.state})" for d in devices]
         )
-    busy: DeviceError | None = None
+    problems: list[DeviceError] = []
     for device in fitting:
         try:
             device.require_ready()
-            return AdbSession(device, lease.acquire(device))
+            return _open(device)
         except DeviceError as error:
-            busy = busy or error
-    assert busy
-    raise busy
+            problems.append(error)
+    raise problems[0]
+
+
+def _open(device: AdbDevice) -> AdbSession:
+    """A session, tried again when the connection breaks in the middle of it."""
+    for _ in range(OPEN_ATTEMPTS - 1):
+        try:
+            return AdbSession(device, lease.acquire(device))
+        except lease.LeaseTaken:
+            raise
+        except DeviceError as error:
+            if not error.transient:
+                raise
+            device.wait_ready(RETURN_TIMEOUT_S)
+    return AdbSession(device, lease.acquire(device))

@@ -28,6 +28,10 @@ TERM_S = 60
 POLL_S = 1.0
 
 
+class LeaseTaken(DeviceError):
+    """Somebody else holds the device; the message names them."""
+
+
 @dataclass(frozen=True)
 class Lease:
     """What the device says. `expires_s` is on the device's clock, as `now_s` is."""
@@ -108,7 +112,7 @@ class HeldLease:
 def acquire(device: AdbDevice, *, wait_s: float = 0.0, owner: str = "") -> HeldLease:
     """Lease the device, waiting up to `wait_s` for another holder.
 
-    DeviceError names the holder when it does not become free.
+    LeaseTaken names the holder when it does not become free.
     """
     owner = owner or this_owner()
     nonce = secrets.token_hex(6)
@@ -127,7 +131,7 @@ def acquire(device: AdbDevice, *, wait_s: float = 0.0, owner: str = "") -> HeldL
         elif held.expired:
             _remove_expired(device, held)
         elif time.monotonic() >= deadline:
-            raise DeviceError(
+            raise LeaseTaken(
                 f"{device.serial} is in use by {held.owner} "
                 f"(for at least {held.expires_s - held.now_s} s more).",
                 "Wait, choose another device, or end that session.",
