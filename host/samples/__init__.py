@@ -83,6 +83,14 @@ RECIPES: dict[str, Recipe] = {
             "bible-kjv, bible-kjv-text (GPL-2+)",
             "host.samples.small_gpt",
         ),
+        Recipe(
+            "silero-vad",
+            "audio",
+            "auc",
+            "Silero VAD, 16 kHz, convolutions and an LSTM, state as an input",
+            "silero-vad (MIT), asterisk-core-sounds-{en,es,fr}-wav (CC-BY-SA-3.0)",
+            "host.samples.silero_vad",
+        ),
     )
 }
 

@@ -52,9 +52,15 @@ def pip_package(requirement: str, work: Path, *, sdist: bool = False) -> Path:
     return target
 
 
-def extract_tar(archive: Path, target: Path) -> None:
-    with tarfile.open(archive) as tar:
-        tar.extractall(target, filter="data")
+def extract_tar(archive: Path, target: Path) -> Path:
+    """Unpack into the folder `target`, which appears only when it is complete."""
+    if not target.is_dir():
+        with TemporaryDirectory(dir=target.parent) as temporary:
+            content = Path(temporary) / "content"
+            with tarfile.open(archive) as tar:
+                tar.extractall(content, filter="data")
+            content.rename(target)
+    return target
 
 
 def debian_package(name: str, probe: str, work: Path) -> Path:

@@ -42,6 +42,14 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name
 
+    def nodes(
+        self, op: str, inputs: Sequence[str], name: str, outputs: Sequence[str], **attributes: Any
+    ) -> list[str]:
+        """A node of several outputs, `name.output`; "" in `outputs` leaves one out."""
+        names = [f"{name}.{output}" if output else "" for output in outputs]
+        self._nodes.append(helper.make_node(op, inputs, names, name=name, **attributes))
+        return [n for n in names if n]
+
     def conv(
         self,
         name: str,

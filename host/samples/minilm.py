@@ -99,10 +99,8 @@ def movie_snippets(work: Path) -> dict[int, tuple[float, str]]:
     resources = "vaderSentiment-3.3.2/additional_resources"
     root = fetch.pip_package(SENTIMENT_PACKAGE, work, sdist=True)
     archive = fetch.member(root, f"{resources}/hutto_ICWSM_2014.tar.gz")
-    inner = archive.parent / "hutto_ICWSM_2014"
-    if not inner.is_dir():
-        fetch.extract_tar(archive, archive.parent)
-    path = fetch.member(inner, "movieReviewSnippets_GroundTruth.txt")
+    texts = fetch.extract_tar(archive, archive.parent / "texts")
+    path = fetch.member(texts, "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
     out = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         _, rating, text = line.split("\t", 2)
