@@ -187,7 +187,7 @@ class AgentClient:
                     run_id=s.run_id,
                     artifact=s.artifact_sha256,
                     soc=s.soc,
-                    kind=pb.SegmentKind.Value(s.kind.upper()),
+                    kind=s.kind.upper(),
                     block_index=s.block_index,
                     min_inferences=s.min_inferences,
                     min_duration_ns=s.min_duration_ns,
@@ -224,10 +224,9 @@ class AgentClient:
             raise translate(e, "Fetch") from e
 
 
-def protocol_mismatch(agent_version: int) -> DeviceError:
+def protocol_mismatch(agent_version: object) -> DeviceError:
     return DeviceError(
-        f"The agent speaks protocol version {agent_version}, this host version "
-        f"{PROTOCOL_VERSION}.",
+        f"The agent speaks protocol version {agent_version}, this host version {PROTOCOL_VERSION}.",
         "Redeploy the agent that belongs to this qhost: qhost agent deploy.",
     )
 

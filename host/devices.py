@@ -92,7 +92,9 @@ class DeviceInfo:
 class DeviceSession(Protocol):
     """A running agent. `restart` brings a dead one back, with an empty spool."""
 
-    client: AgentClient
+    @property
+    def client(self) -> AgentClient: ...
+
     info: DeviceInfo
     stream_id: str  # of the agent's spool; a new one after a restart that lost it
 
@@ -181,7 +183,7 @@ class LocalEmulator:
             )
         ready = self._ready_line(self._process)
         if ready.get("protocol_version") != PROTOCOL_VERSION:
-            raise protocol_mismatch(int(ready.get("protocol_version", 0)))
+            raise protocol_mismatch(ready.get("protocol_version"))
         self.client = AgentClient(str(ready["address"]), token)
         self.token = token
         self.stream_id = f"{self.soc}-{secrets.token_hex(8)}"

@@ -20,8 +20,12 @@ from host.errors import DeviceError, ExitCode, ToolchainError, UserError
 # One module per group of verbs, in the order of `qhost --help`. Each offers register(app).
 VERBS = (
     "bench",
+    "quantize",
+    "compile",
     "inspect",
     "samples",
+    "report",
+    "visualize",
     "devices",
     "agent",
     "emulate",
@@ -117,7 +121,7 @@ def _run(args: list[str], debug: bool, interrupted: list[int]) -> int:
         result = build_app()(args, prog_name="qhost", standalone_mode=False)
         return int(result) if isinstance(result, int) else ExitCode.OK
     except typer.exceptions.TyperException as e:
-        e.show()
+        fail(e.format_message(), "See --help.")
         return ExitCode.USAGE
     except typer.Exit as e:
         return int(e.exit_code)
