@@ -1,0 +1,202 @@
+"""`qhost optimize`, `memory-optimize`, `power-optimize`: a better context for the same model."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from host.cli.compile import parse_socs
+from host.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from quant.artifact import Artifact, RunSettings
+    from quant.optimize import Objective, Space, Trial
+
+
+class CacheConfig(StrEnum):
+    OFF = "off"
+    BALANCED = "balanced"
+    AGGRESSIVE = "aggressive"
+
+
+class Tiling(StrEnum):
+    DEFAULT = "default"
+    OPTIMAL = "optimal"
+
+
+class BatteryMode(StrEnum):
+    PERFORMANCE = "performance"
+    BALANCED = "balanced"
+    EFFICIENT = "efficient"
+
+
+class Scaling(StrEnum):
+    ENABLED = "enabled"
+    DISABLED = "disabled"
+
+
+# Run-time settings by battery mode: (HTP performance profile, RPC polling us, control latency us).
+# No compiler figure predicts their effect: they are applied by rule, and the bench measures it.
+_BATTERY = {
+    BatteryMode.PERFORMANCE: ("burst", 9999, 100),
+    BatteryMode.BALANCED: ("balanced", 0, 0),
+    BatteryMode.EFFICIENT: ("power_saver", 0, 0),
+}
+
+ModelPath = Annotated[Path, typer.Option(help="artifact (.qnn), or a float or QDQ .onnx")]
+OutputPath = Annotated[Path, typer.Option(help="the artifact to write (.qnn)")]
+Device = Annotated[
+    str | None, typer.Option(help="SoC ids joined by commas (default: those of the artifact)")
+]
+
+
+def optimize(
+    model_path: ModelPath,
+    output_path: OutputPath,
+    device: Device = None,
+    objectives: Annotated[
+        str, typer.Option("--optimize", help="memory, power, latency, joined by commas")
+    ] = "memory,power,latency",
+) -> None:
+    """Search compile options and strips for the objectives; never worse than the input."""
+    from quant.optimize import Space, parse_objectives
+
+    _run(model_path, output_path, device, parse_objectives(objectives), Space())
+
+
+def memory_optimize(
+    model_path: ModelPath,
+    output_path: OutputPath,
+    device: Device = None,
+    cache_config: Annotated[
+        CacheConfig,
+        typer.Option(help="VTCM: off = as given, balanced = half left to others, aggressive = all"),
+    ] = CacheConfig.AGGRESSIVE,
+    tiling_strategy: Annotated[
+        Tiling, typer.Option(help="default = the compiler's, optimal = search modes and strips")
+    ] = Tiling.OPTIMAL,
+) -> None:
+    """Reduce DDR traffic: VTCM use, finalization modes, strips with halos where a graph spills."""
+    from quant.optimize import Space, parse_objectives
+
+    optimal = tiling_strategy is Tiling.OPTIMAL
+    space = Space(modes=optimal, strips=optimal, vtcm=cache_config.value)
+    _run(model_path, output_path, device, parse_objectives("memory"), space)
+
+
+def power_optimize(
+    model_path: ModelPath,
+    output_path: OutputPath,
+    device: Device = None,
+    battery_mode: Annotated[
+        BatteryMode, typer.Option(help="run-time settings kept in the artifact")
+    ] = BatteryMode.BALANCED,
+    dynamic_scaling: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic-scaling", help="let the HTP change its clock: bare, enabled or disabled"
+        ),
+    ] = False,
+    scaling: Annotated[Scaling | None, typer.Argument(hidden=True)] = None,
+) -> None:
+    """Reduce DRAM energy, and store the run-time settings of a battery mode for the agent."""
+    from quant.artifact import RunSettings
+    from quant.optimize import Space, parse_objectives
+
+    if scaling is not None and not dynamic_scaling:
+        raise UserError(f"Unexpected {scaling.value!r}.", "Write --dynamic-scaling enabled.")
+    profile, polling, latency = _BATTERY[battery_mode]
+    settings = RunSettings(
+        perf_profile=profile,
+        dcvs=dynamic_scaling and scaling is not Scaling.DISABLED,
+        rpc_polling_us=polling,
+        rpc_control_latency_us=latency,
+    )
+    _run(model_path, output_path, device, parse_objectives("power"), Space(), settings)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("optimize")(optimize)
+    app.command("memory-optimize")(memory_optimize)
+    app.command("power-optimize")(power_optimize)
+
+
+def _run(
+    model_path: Path,
+    output_path: Path,
+    device: str | None,
+    objectives: Sequence[Objective],
+    space: Space,
+    settings: RunSettings | None = None,
+) -> None:
+    from quant.optimize import optimize_artifact
+
+    socs = parse_socs(device) if device else ()
+    progress = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="qhost-optimize-") as temp:
+        artifact = _as_artifact(model_path, Path(temp), device)
+        result = optimize_artifact(
+            artifact,
+            output_path,
+            objectives,
+            socs=socs,
+            space=space,
+            run_settings=settings,
+            on_trial=lambda t: progress.print(f"{t.name}: {t.verdict or 'kept'}", highlight=False),
+        )
+    _print_trials(result.trials, objectives)
+    print(result.why)
+    if settings is not None:
+        values = ", ".join(f"{k}={v}" for k, v in dataclasses.asdict(settings).items())
+        print(f"Run-time settings for the agent, not predicted by any figure above: {values}.")
+    done = result.artifact
+    print(f"{done.path} ({done.size_bytes:,} bytes, sha256 {done.sha256})")
+
+
+def _as_artifact(path: Path, temp: Path, device: str | None) -> Artifact:
+    from quant.artifact import open_artifact
+    from quant.htp.package import PackageRequest, package
+
+    if path.suffix == ".qnn":
+        return open_artifact(path)
+    socs = parse_socs(device or "sm8650")
+    request = PackageRequest(path, temp / "input.qnn", socs)
+    artifact, results = package(request, lambda result: None)
+    refused = [r for r in results if r.status != "ok"]
+    if artifact is None or refused:
+        raise UserError(f"{refused[0].soc.id}: {refused[0].reason}", "Leave that device out.")
+    return artifact
+
+
+def _print_trials(trials: Sequence[Trial], objectives: Sequence[Objective]) -> None:
+    table = Table(
+        Column("candidate", overflow="fold"), "SoC", "DDR read", "DDR write", "spill", "fill"
+    )
+    for objective in objectives:
+        table.add_column(f"{objective.name} ({objective.unit})", justify="right")
+    table.add_column("verdict", overflow="fold")
+    for trial in trials:
+        for soc, compiled in trial.compiled.items():
+            f = compiled.figures
+            numbers = (f.ddr_read_bytes, f.ddr_write_bytes, f.spill_bytes, f.fill_bytes)
+            values = [trial.values.get((o.name, soc)) for o in objectives]
+            table.add_row(
+                trial.name,
+                soc,
+                *(f"{n / 1e6:.2f} MB" for n in numbers),
+                *("-" if v is None else f"{v:,.0f}" for v in values),
+                trial.verdict,
+            )
+        if not trial.compiled:
+            table.add_row(trial.name, *[""] * (5 + len(objectives)), trial.verdict)
+    # Wide enough for its figures even where the output is not a terminal.
+    Console(width=max(Console().width, 120)).print(table)

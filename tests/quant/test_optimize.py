@@ -1,0 +1,117 @@
+"""The search, on the real compiler and emulator."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quant.artifact import RunSettings, open_artifact
+from quant.errors import UserError
+from quant.htp.options import HtpOptions
+from quant.htp.package import PackageRequest, package
+from quant.htp.soc import get_soc
+from quant.optimize import OBJECTIVES, Space, optimize_artifact, parse_objectives
+
+spec = importlib.util.spec_from_file_location(
+    "spill_graphs", Path(__file__).parents[2] / "tools" / "spill_graphs.py"
+)
+spill_graphs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(spill_graphs)
+
+ONLY_STRIPS = Space(modes=False, vtcm="off")
+
+
+@pytest.fixture(scope="module")
+def spilling(tmp_path_factory):
+    """A graph whose tensors (0.5 MB each) do not fit into the 1 MB of VTCM it was given."""
+    folder = tmp_path_factory.mktemp("spilling")
+    model = spill_graphs.conv_stack(folder / "stack.onnx", 256, 4, layers=3)
+    request = PackageRequest(
+        model,
+        folder / "stack.qnn",
+        (get_soc("sm8650"),),
+        options=HtpOptions(vtcm_mb=1),
+        golden_samples=1,
+    )
+    artifact, (result,) = package(request, lambda r: None)
+    assert result.compiled.figures.spill_bytes > 0
+    return artifact
+
+
+def test_strips_end_the_spilling(spilling, tmp_path):
+    seen = []
+    done = optimize_artifact(
+        spilling,
+        tmp_path / "o.qnn",
+        parse_objectives("memory"),
+        space=ONLY_STRIPS,
+        on_trial=lambda t: seen.append(t.name),
+    )
+    assert seen[0] == "as given"
+    assert "2 strips" in seen
+    before = spilling.soc("sm8650")["figures"]
+    after = done.artifact.soc("sm8650")["figures"]
+    total = [f["ddr_read_bytes"] + f["ddr_write_bytes"] for f in (before, after)]
+    assert total[1] < 0.9 * total[0]
+    assert after["spill_bytes"] < before["spill_bytes"]
+    assert "strips" in done.why
+    assert f"{total[0]:,}" in done.why
+    assert f"{total[1]:,}" in done.why
+    # The artifact says what was tried, and its goldens are those of the new context.
+    stored = open_artifact(tmp_path / "o.qnn")
+    assert stored.manifest["optimization"]["why"] == done.why
+    verdicts = [t["verdict"] for t in stored.manifest["optimization"]["trials"]]
+    assert sum(v.startswith("chosen") for v in verdicts) == 1
+    ((feed, old),) = spilling.goldens("sm8650")
+    ((same_feed, new),) = stored.goldens("sm8650")
+    np.testing.assert_array_equal(feed["x"], same_feed["x"])
+    assert old["y"].shape == new["y"].shape
+    assert old["y"].dtype == new["y"].dtype
+    noise = np.sum((old["y"].astype(float) - new["y"]) ** 2)
+    assert noise <= 1e-6 * np.sum(old["y"].astype(float) ** 2)  # 60 dB
+
+
+def test_never_worse_and_kept_when_nothing_helps(spilling, tmp_path):
+    settings = RunSettings(perf_profile="power_saver", dcvs=True)
+    done = optimize_artifact(
+        spilling,
+        tmp_path / "o.qnn",
+        parse_objectives("power"),
+        space=Space(modes=False, strips=False, vtcm="off"),
+        run_settings=settings,
+    )
+    assert done.chosen is done.baseline
+    assert "kept" in done.why
+    name = "contexts/sm8650/context.bin"
+    assert done.artifact.members[name].sha256 == spilling.members[name].sha256
+    assert done.artifact.manifest["run_settings"]["perf_profile"] == "power_saver"
+    assert done.artifact.manifest["model"] == spilling.manifest["model"]
+    assert done.artifact.read("encodings.json") == spilling.read("encodings.json")
+
+
+def test_more_vtcm_is_found(spilling, tmp_path):
+    done = optimize_artifact(
+        spilling,
+        tmp_path / "o.qnn",
+        parse_objectives("memory,latency"),
+        space=Space(modes=False, strips=False),
+    )
+    assert done.chosen.candidate.options.vtcm_mb in (0, 8)
+    assert done.chosen.verdict == "chosen: outputs bit-equal to the input's"
+    assert done.artifact.soc("sm8650")["figures"]["spill_bytes"] == 0
+    for key, value in done.chosen.values.items():
+        assert value <= done.baseline.values[key]
+    json.dumps(done.artifact.manifest["optimization"])
+
+
+def test_names():
+    assert [o.name for o in parse_objectives("latency, memory,latency")] == ["latency", "memory"]
+    assert set(OBJECTIVES) == {"memory", "power", "latency"}
+    with pytest.raises(UserError, match="Did you mean memory"):
+        parse_objectives("memori")
+    with pytest.raises(UserError, match="No objective"):
+        parse_objectives(" ,")
+    with pytest.raises(UserError, match="cache config"):
+        Space(vtcm="huge")
