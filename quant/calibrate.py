@@ -17,6 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from quant.errors import UserError, unknown_name
+from quant.layers import token_mask
 from quant.model import Model
 from quant.task import Task
 
@@ -135,10 +136,19 @@ def collect(
     histogram: bool = False,
     samples: int | None = None,
 ) -> dict[str, Statistics]:
-    """Statistics of each named value over the calibration samples, in one streaming pass."""
+    """Statistics of each named value over the calibration samples, in one streaming pass.
+
+    Padded tokens of a masked sequence are left out: nothing of them reaches the result.
+    """
     statistics = {name: Statistics() for name in names}
-    for values in stream(model, task, names, samples=samples):
-        for name, x in values.items():
+    mask = token_mask(model, task)
+    extra = [] if mask is None or mask.name in names else [mask.name]
+    for values in stream(model, task, [*names, *extra], samples=samples):
+        keep = None if mask is None else mask.keep(values)
+        for name in names:
+            x = values[name]
+            if mask is not None and keep is not None:
+                x = mask.rows(x, keep)
             if not np.isfinite(x.max(initial=0.0)) or not np.isfinite(x.min(initial=0.0)):
                 raise UserError(
                     f"Tensor {name!r} is NaN or Inf on a calibration sample.",

@@ -58,24 +58,31 @@ def make_plan(
     task: Task,
     options: PlanOptions,
     *,
-    limits: Mapping[str, Array] | None = None,
+    weights: Mapping[str, Encoding] | None = None,
+    codes: Mapping[str, Array] | None = None,
+    known: Mapping[str, tuple[float, float]] | None = None,
 ) -> QuantPlan:
     """Calibrate `model` on `task` and encode every float value that flows between operators.
 
-    limits: weight name -> clipping limit per channel, where a range search chose one; the others
-    take the largest magnitude.
+    weights, codes: encodings and integers of weights that a search chose, by name; the other
+    weights take the range of their largest magnitude and are rounded to nearest. known: ranges
+    of activations decided beforehand.
     """
-    ranges = activation_ranges(model, task, options)
+    ranges = activation_ranges(model, task, options, known or {})
     tensors = {
         name: asymmetric(low, high, options.activation_bits) for name, (low, high) in ranges.items()
     }
     plan = QuantPlan(tensors)
-    plan = plan_weights(model, plan, options, limits or {})
+    plan = plan_weights(model, plan, options, weights or {})
+    plan = plan.updated({}, codes)
     return plan_biases(model, plan)
 
 
 def activation_ranges(
-    model: Model, task: Task, options: PlanOptions
+    model: Model,
+    task: Task,
+    options: PlanOptions,
+    known: Mapping[str, tuple[float, float]],
 ) -> dict[str, tuple[float, float]]:
     """[low, high] of every activation to encode; group members share their root's."""
     graph = model.ir.graph
@@ -84,7 +91,7 @@ def activation_ranges(
     tables = {
         root: graph.initializers[root] for root in groups.values() if root in graph.initializers
     }
-    fixed: dict[str, tuple[float, float]] = {}
+    fixed = {groups[name]: limits for name, limits in known.items() if name in values}
     for name in {groups[n] for n in values}:
         producer = None if name in tables else _producer(values, graph, name)
         if producer is not None and producer.op_type in FIXED_RANGES:
@@ -129,22 +136,21 @@ def block_limits(data: Array, axis: int, block_size: int) -> Array:
     return np.asarray(np.maximum.reduceat(np.abs(data), starts, axis=axis))
 
 
-def weight_encoding(use: Use, options: PlanOptions, limit: Array | None = None) -> Encoding:
+def weight_encoding(use: Use, options: PlanOptions) -> Encoding:
     """The encoding of one weight operand: per block, per channel, or per tensor."""
     data = array_of(use.value)
     bits = options.weight_bits
     if options.block_size and use.node.op_type in {"MatMul", "Gemm"} and use.axis is not None:
         axis = 1 - use.axis
         if data.shape[axis] % options.block_size == 0:
-            chosen = block_limits(data, axis, options.block_size) if limit is None else limit
-            return symmetric(chosen, bits, axis=axis, block_size=options.block_size)
+            limits = block_limits(data, axis, options.block_size)
+            return symmetric(limits, bits, axis=axis, block_size=options.block_size)
     axis_or_none = use.axis if options.per_channel or bits < 8 else None
-    chosen = weight_limits(data, axis_or_none) if limit is None else limit
-    return symmetric(chosen, bits, axis=axis_or_none)
+    return symmetric(weight_limits(data, axis_or_none), bits, axis=axis_or_none)
 
 
 def plan_weights(
-    model: Model, plan: QuantPlan, options: PlanOptions, limits: Mapping[str, Array]
+    model: Model, plan: QuantPlan, options: PlanOptions, chosen: Mapping[str, Encoding]
 ) -> QuantPlan:
     """Add encodings of weights, gammas and constants to a plan of activations."""
     tensors: dict[str, Encoding] = {}
@@ -154,7 +160,7 @@ def plan_weights(
         if name in tensors or use.role in {"bias", "parameter"}:
             continue
         if use.role == "weight":
-            tensors[name] = weight_encoding(use, options, limits.get(name))
+            tensors[name] = chosen.get(name) or weight_encoding(use, options)
             continue
         data = array_of(use.value)
         low, high = float(data.min(initial=0.0)), float(data.max(initial=0.0))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from quant.encoding import Array
 from quant.fuse import fuse_gelu, fuse_layer_norm, fuse_linear, fuse_tanh_gelu
 from quant.graph import array_of, classify, float_attribute, int_attribute, is_float, name_of
+from quant.masks import limit_constants
 from quant.model import Model, wrap
 
 
@@ -20,6 +21,7 @@ def simplify(model: Model) -> Model:
     graph = model.clone()
     drop_identities(graph.graph)
     fold_batch_normalization(graph.graph)
+    limit_constants(graph.graph)
     fuse_layer_norm(graph.graph)
     fuse_gelu(graph.graph)
     fuse_tanh_gelu(graph.graph)

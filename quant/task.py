@@ -79,14 +79,13 @@ def load_task(
     """Read a .npz task file for `model`; with no path, make a synthetic one, labelled so.
 
     Arrays are named as the model's inputs (first axis = samples), with optional `labels` and
-    optional `calibration_<input>`. Without calibration arrays a seeded fifth of the samples (at
+    optional `calibration_<input>`, optional strings `meta_metric` and `meta_model_type` (arguments
+    win over them). Without calibration arrays a seeded fifth of the samples (at
     most 128) is set apart for calibration and a note says so. Raises UserError for arrays that do
     not fit the model, NaN, an empty set, or labels of another length.
     """
-    kind = model_type or _guess_type(model)
-    if kind not in MODEL_TYPES:
-        raise unknown_name("model type", kind, MODEL_TYPES)
     if path is None:
+        kind = _model_type(model_type or _guess_type(model))
         if metric is not None:
             raise UserError(
                 f"Metric {metric!r} needs labels, and no task was given.", "Add --task FILE.npz."
@@ -94,6 +93,8 @@ def load_task(
         return _synthetic(model, kind)
     path = Path(path)
     arrays = _read_npz(path)
+    kind = _model_type(model_type or _meta(arrays, "model_type") or _guess_type(model))
+    metric = metric or _meta(arrays, "metric")
     inputs = {s.name: _checked(arrays, s.name, s, path.name) for s in model.inputs}
     n = _same_length(inputs, path.name)
     labels = arrays.get("labels")
@@ -152,6 +153,18 @@ def load_task(
     return Task(
         path.stem, kind, inputs, labels, calibration, chosen, False, notes, _hash(arrays, metric)
     )
+
+
+def _model_type(name: str) -> str:
+    if name not in MODEL_TYPES:
+        raise unknown_name("model type", name, MODEL_TYPES)
+    return name
+
+
+def _meta(arrays: Mapping[str, Array], key: str) -> str | None:
+    """The file's own word on its model type or metric: an array `meta_<key>` of one string."""
+    array = arrays.get(f"meta_{key}")
+    return None if array is None or array.size != 1 else str(array.reshape(-1)[0])
 
 
 def _read_npz(path: Path) -> dict[str, Array]:

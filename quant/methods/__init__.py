@@ -6,7 +6,8 @@ from quant.methods.base import LayerReport, Method, Quantized
 from quant.methods.fp16 import FP16
 from quant.methods.int4 import INT4
 from quant.methods.int8 import INT8
+from quant.methods.per_channel import PER_CHANNEL
 
-METHODS: dict[str, Method] = {m.name: m for m in (FP16, INT8, INT4)}
+METHODS: dict[str, Method] = {m.name: m for m in (FP16, INT8, INT4, PER_CHANNEL)}
 
 __all__ = ["METHODS", "LayerReport", "Method", "Quantized"]

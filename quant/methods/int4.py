@@ -8,8 +8,7 @@ from quant import calibrate
 from quant.errors import UserError
 from quant.methods.base import Method, Quantized
 from quant.methods.int8 import check_activation_bits
-from quant.planning import PlanOptions, make_plan
-from quant.report import with_layers
+from quant.pipeline import Pipeline, run
 from quant.task import Task
 
 
@@ -36,18 +35,18 @@ class Int4Options:
 
 
 def apply(state: Quantized, task: Task, options: Int4Options) -> Quantized:
-    plan = make_plan(
-        state.model,
+    return run(
+        state,
         task,
-        PlanOptions(
+        Pipeline(
             weight_bits=4,
             activation_bits=options.activation_bits,
             calibration_method=options.calibration_method,
             percentile=options.percentile,
             block_size=options.block_size,
+            level=3,
         ),
     )
-    return with_layers(Quantized(state.model, plan, state.notes))
 
 
 INT4 = Method("int4", "4-bit weights per channel or block, 16-bit activations", Int4Options, apply)

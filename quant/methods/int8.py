@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from quant import calibrate
 from quant.errors import UserError
 from quant.methods.base import Method, Quantized
-from quant.planning import PlanOptions, make_plan
-from quant.report import with_layers
+from quant.pipeline import Pipeline, run
 from quant.task import Task
 
 
@@ -31,17 +30,16 @@ def check_activation_bits(bits: int) -> None:
 
 
 def apply(state: Quantized, task: Task, options: Int8Options) -> Quantized:
-    plan = make_plan(
-        state.model,
+    return run(
+        state,
         task,
-        PlanOptions(
+        Pipeline(
             weight_bits=8,
             activation_bits=options.activation_bits,
             calibration_method=options.calibration_method,
             percentile=options.percentile,
         ),
     )
-    return with_layers(Quantized(state.model, plan, state.notes))
 
 
 INT8 = Method("int8", "8-bit weights per channel, 8- or 16-bit activations", Int8Options, apply)

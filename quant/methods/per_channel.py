@@ -1,0 +1,66 @@
+"""per-channel: 8-bit weights per output channel with optimisation levels.
+
+Level 0 rounds to nearest on calibrated ranges; 1 adds a range search weighted by the inputs and
+bias correction; 2 adds equalisation and smoothing; 3 adds second-order rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quant import calibrate
+from quant.errors import UserError, unknown_name
+from quant.methods.base import Method, Quantized
+from quant.methods.int8 import check_activation_bits
+from quant.pipeline import Pipeline, run
+from quant.task import Task
+
+GRANULARITIES = ("per-tensor", "per-channel")
+
+
+@dataclass(frozen=True)
+class PerChannelOptions:
+    """weight_method, activation_method: per-tensor or per-channel.
+
+    Per-channel activations do not exist on HTP: the channels' scales are folded into the
+    neighbouring weights. optimize_zero_points: search both ends of an activation's range, else
+    only its width. optimization_level: 0 to 3.
+    """
+
+    weight_method: str = "per-channel"
+    activation_method: str = "per-tensor"
+    optimize_zero_points: bool = False
+    optimization_level: int = 2
+    activation_bits: int = 8
+    weight_bits: int = 8
+    calibration_method: str = "min-max"
+    percentile: float = calibrate.DEFAULT_PERCENTILE
+
+    def __post_init__(self) -> None:
+        check_activation_bits(self.activation_bits)
+        calibrate.RangeOptions(self.calibration_method, self.percentile)
+        for value in (self.weight_method, self.activation_method):
+            if value not in GRANULARITIES:
+                raise unknown_name("granularity", value, GRANULARITIES)
+        if not 0 <= self.optimization_level <= 3:
+            raise UserError(f"optimization-level {self.optimization_level} is not 0, 1, 2 or 3.")
+
+
+def apply(state: Quantized, task: Task, options: PerChannelOptions) -> Quantized:
+    return run(
+        state,
+        task,
+        Pipeline(
+            weight_bits=options.weight_bits,
+            activation_bits=options.activation_bits,
+            per_channel=options.weight_method == "per-channel",
+            level=options.optimization_level,
+            calibration_method=options.calibration_method,
+            percentile=options.percentile,
+        ),
+    )
+
+
+PER_CHANNEL = Method(
+    "per-channel", "8-bit weights per channel, optimisation levels", PerChannelOptions, apply
+)

@@ -1,0 +1,168 @@
+"""Choose scales and integers of every weight by the error they cause in the layer's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quant.calibrate import stream
+from quant.encoding import Array, Encoding, symmetric
+from quant.graph import array_of
+from quant.layers import Layer, from_matrix, input_rows, linear_layers, to_matrix, token_mask
+from quant.model import Model
+from quant.rewrite import replace_weights
+from quant.rounding import (
+    Moments,
+    bias_shift,
+    search_scale,
+    second_order,
+    second_order_batched,
+)
+from quant.task import Task
+
+_HESSIAN_BUDGET_BYTES = 400_000_000  # Hessians collected in one pass; beyond it, another pass
+_BATCHED_DEPTH = 64  # groups up to this depth are rounded all at once
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """bits: of the weights. second_order: else rounding to nearest after the range search."""
+
+    bits: int = 8
+    per_channel: bool = True
+    block_size: int = 0
+    search: bool = True
+    second_order: bool = False
+    correct_bias: bool = True
+    samples: int = 64
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The model with corrected biases, and encodings and integers of its weights by name."""
+
+    model: Model
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    codes: Mapping[str, Array] = field(default_factory=dict)
+
+
+def refine_weights(
+    model: Model, task: Task, options: RefineOptions, bits_of: Mapping[str, int] | None = None
+) -> Refined:
+    """Range search, rounding and bias correction of every linear layer.
+
+    bits_of: width of single weights by name where it differs from `options.bits`.
+    """
+    initializers = model.ir.graph.initializers
+    encodings: dict[str, Encoding] = {}
+    codes: dict[str, Array] = {}
+    biases: dict[str, Array] = {}
+    for layer, moments in _moments(model, task, options.samples):
+        data = array_of(initializers[layer.weight])
+        bits = (bits_of or {}).get(layer.weight, options.bits)
+        encoding, q, restored = _refine_layer(layer, data, moments, options, bits)
+        encodings[layer.weight] = encoding
+        if options.second_order:
+            codes[layer.weight] = q
+        if options.correct_bias and layer.bias is not None:
+            shift = bias_shift(to_matrix(layer, data), restored, moments.mean)
+            old = array_of(initializers[layer.bias])
+            biases[layer.bias] = (old + shift.reshape(old.shape)).astype(np.float32)
+    corrected = replace_weights(model, biases) if biases else model
+    return Refined(corrected, encodings, codes)
+
+
+def _refine_layer(
+    layer: Layer, data: Array, moments: Moments, options: RefineOptions, bits: int
+) -> tuple[Encoding, Array, Array]:
+    """(encoding, codes in the stored shape, dequantized weight as a matrix)."""
+    weight = to_matrix(layer, data)
+    depth = weight.shape[-1]
+    hessian = moments.hessian(centred=options.correct_bias and layer.bias is not None)
+    block = (
+        options.block_size if not layer.is_conv and depth % max(options.block_size, 1) == 0 else 0
+    )
+    per_channel = options.per_channel or bits < 8
+    steps = {} if options.search else {"steps": 1, "smallest": 1.0}
+    scale = search_scale(
+        weight, hessian, bits, block_size=block, per_channel=per_channel, **steps
+    ).astype(np.float32)
+    encoding = _encoding(layer, data, scale, bits, block, per_channel)
+    if options.second_order:
+        if weight.shape[0] > 1 and depth <= _BATCHED_DEPTH:
+            q = second_order_batched(weight, hessian, scale, bits)
+        else:
+            q = second_order(weight, hessian, scale, bits)
+        codes = from_matrix(layer, q, data.shape).astype(encoding.numpy_dtype)
+    else:
+        codes = encoding.quantize(data)
+    restored = to_matrix(layer, encoding.dequantize(codes))
+    return encoding, codes, restored
+
+
+def _encoding(
+    layer: Layer, data: Array, scale: Array, bits: int, block: int, per_channel: bool
+) -> Encoding:
+    """The encoding whose scale is `scale` (zero channels filled in as everywhere else)."""
+    levels = 2 ** (bits - 1) - 1
+    limit = np.where(scale > 1e-11, scale, 0.0).astype(np.float64) * levels
+    if block:
+        shaped = limit[0] if layer.axis == 0 else limit[0].T
+        return symmetric(shaped, bits, axis=1 - layer.axis, block_size=block)
+    if not per_channel:
+        return symmetric(limit.reshape(()), bits)
+    return symmetric(limit.reshape(-1), bits, axis=layer.axis)
+
+
+def _moments(model: Model, task: Task, samples: int) -> Iterator[tuple[Layer, Moments]]:
+    """Each layer with the moments of its input, collected in passes within the memory budget.
+
+    Layers that read the same value in the same way share one set of moments.
+    """
+    shapes = {n: tuple(array_of(v).shape) for n, v in model.ir.graph.initializers.items()}
+    pending = linear_layers(model)
+    mask = token_mask(model, task)
+    while pending:
+        chosen: dict[tuple[object, ...], tuple[Layer, Moments]] = {}
+        taken: list[tuple[Layer, tuple[object, ...]]] = []
+        used = 0
+        for layer in pending:
+            key = _input_key(layer, shapes[layer.weight])
+            if key not in chosen:
+                groups, depth = layer.groups, _depth(layer, shapes[layer.weight])
+                size = 4 * groups * depth * depth
+                if chosen and used + size > _HESSIAN_BUDGET_BYTES:
+                    break
+                used += size
+                chosen[key] = (layer, Moments(groups, depth))
+            taken.append((layer, key))
+        names = list(dict.fromkeys(layer.source for layer, _ in chosen.values()))
+        extra = [] if mask is None or mask.name in names else [mask.name]
+        for values in stream(model, task, [*names, *extra], samples=samples):
+            keep = None if mask is None else mask.keep(values)
+            for layer, moments in chosen.values():
+                x = values[layer.source]
+                if mask is not None and keep is not None:
+                    x = mask.rows(x, keep)
+                moments.update(input_rows(layer, x, shapes[layer.weight]))
+        for layer, key in taken:
+            yield layer, chosen[key][1]
+        pending = pending[len(taken) :]
+
+
+def _depth(layer: Layer, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape[1:])) if layer.is_conv else shape[1 - layer.axis]
+
+
+def _input_key(layer: Layer, shape: tuple[int, ...]) -> tuple[object, ...]:
+    if not layer.is_conv:
+        return (layer.source, "rows")
+    attributes = tuple(
+        (k, str(layer.node.attributes[k].value)) for k in sorted(layer.node.attributes)
+    )
+    return (layer.source, shape[2:], attributes)
+
+
+__all__ = ["RefineOptions", "Refined", "refine_weights"]
