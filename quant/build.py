@@ -35,6 +35,7 @@ from quant.htp.options import HtpOptions
 from quant.htp.soc import get_soc
 from quant.methods.grammar import Variant, export, parse_methods, quantize
 from quant.model import Model, load, save
+from quant.npz import npz_bytes
 from quant.task import Task, load_task
 
 GOLDEN_SAMPLES = 4
@@ -207,10 +208,9 @@ def _float_outputs(request: BuildRequest, model: Model, task: Task) -> list[Outp
         outputs = run_ort(onnx_path, task)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    with part.open("wb") as f:
-        np.savez(
-            f, **{f"o{k}": np.stack([o[name] for o in outputs]) for k, name in enumerate(names)}
-        )
+    part.write_bytes(
+        npz_bytes({f"o{k}": np.stack([o[name] for o in outputs]) for k, name in enumerate(names)})
+    )
     part.replace(path)
     return outputs
 

@@ -11,6 +11,7 @@ import json
 import queue
 import sys
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -288,10 +289,12 @@ class _Bench:
 
     def _build(self, builder: Builder, job: Job, p: Prepared) -> Built | BuildFailure:
         request = p.request(self.config, job.variant, self.device.info.soc)
+        start = time.perf_counter()
         found = cached_artifact(request, p.model, p.task)
         if found is not None:
-            self.events.stage(job.run_id, "cached", 0.0)
-            return Built(found.path, True, {})
+            seconds = time.perf_counter() - start
+            self.events.stage(job.run_id, "cached", seconds)
+            return Built(found.path, True, {"cache lookup": seconds})
         return builder.build(
             request, lambda _variant, stage, s: self.events.stage(job.run_id, stage, s)
         )
@@ -305,8 +308,7 @@ class _Bench:
         self.artifacts[job.run_id] = artifact
         self.store.add_stages(
             job.run_id,
-            [Stage(name, s) for name, s in built.stages.items()]
-            or [Stage(name, 0.0, cached=True) for name in ("quantize", "compile")],
+            [Stage(name, s, built.cached) for name, s in built.stages.items()],
         )
         self.store.set_artifact(job.run_id, artifact.sha256)
         self.store.add_figures(job.run_id, static_figures(artifact, self.device.info.soc))

@@ -41,6 +41,7 @@ class Progress:
         self._jobs: dict[str, str] = {}
         self._cells: dict[str, dict[str, str]] = {}
         self._seconds: dict[str, float] = {}
+        self._lookup_s = 0.0
         self._live: Live | None = None
 
     def __enter__(self) -> Progress:
@@ -67,6 +68,7 @@ class Progress:
             if stage == "cached":
                 cells["state"] = "cached"
                 cells.update(dict.fromkeys(STAGES, "cached"))
+                self._lookup_s += seconds
             elif seconds == 0.0:
                 cells["state"] = f"{stage} ..."
                 return self._update()
@@ -104,7 +106,8 @@ class Progress:
             cells = self._cells[run_id]
             table.add_row(name, *(cells.get(s, "") for s in STAGES), cells["state"])
         totals = [f"{self._seconds.get(s, 0.0):.1f} s" for s in STAGES]
-        table.add_row("total", *totals, "", style="bold")
+        lookups = f"cache lookups {self._lookup_s:.2f} s" if self._lookup_s else ""
+        table.add_row("total", *totals, lookups, style="bold")
         return table
 
     def _update(self) -> None:

@@ -77,7 +77,7 @@ def _help(f: Field[Any]) -> str:
 
 def _parameter(name: str, kind: Any, default: Any, text: str) -> inspect.Parameter:
     flag = "--json" if name == "json_output" else "--" + name.replace("_", "-")
-    option = typer.Option(flag, help=text) if kind is not bool else typer.Option(flag, help=text)
+    option = typer.Option(flag, help=text)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -42,7 +42,7 @@ HEATMAP_DARK = 0.6
 
 def pareto(chart: Pareto, numbers: dict[str, int], height: int = 460) -> Chart:
     """Accuracy against latency with both intervals, the front, and a label on every point."""
-    margin = {"l": 64, "r": 20, "t": 20, "b": 72}
+    margin = {"l": 72, "r": 20, "t": 20, "b": 72}
     x_range = span([p.x for p in chart.points])
     y_range = span([p.y for p in chart.points])
     data: list[Chart] = []
@@ -83,8 +83,8 @@ def bars(chart: Bars, panel: int, numbers: dict[str, int]) -> Chart:
     if axis.metric == "accuracy":
         low, high = span([v for v in values if v is not None])
     room = (high - low) * 0.22  # for the value at the end of the longest bar
-    error = [0 if v is None or v.high is None else v.high - v.value for v in values]
-    minus = [0 if v is None or v.low is None else v.value - v.low for v in values]
+    error = [None if v is None or v.high is None else v.high - v.value for v in values]
+    minus = [None if v is None or v.low is None else v.value - v.low for v in values]
     dots = axis.metric == "accuracy"  # a bar that does not start at zero would lie
     drawn: Chart = {
         "y": names,
@@ -135,7 +135,7 @@ def bars(chart: Bars, panel: int, numbers: dict[str, int]) -> Chart:
         "data": [drawn],
         "layout": {
             "margin": {"l": 150, "r": 10, "t": 6, "b": 58},
-            "xaxis": _axis(axis, (low, high + room)),
+            "xaxis": _axis(axis, (low, high + room), f"{axis.short} ({axis.unit})"),
             "yaxis": {
                 "autorange": "reversed",
                 "type": "category",
@@ -182,6 +182,7 @@ def radar(chart: Shares, row: int) -> Chart:
                     "range": [0, 1.02],
                     "tickvals": [0.25, 0.5, 0.75, 1],
                     "showticklabels": False,
+                    "ticks": "",
                     "gridcolor": "@grid",
                     "linecolor": "@grid",
                 },
@@ -239,12 +240,16 @@ def heatmap(chart: Shares, numbers: dict[str, int]) -> Chart:
         "layout": {
             "margin": {"l": 180, "r": 8, "t": 64, "b": 8},
             "xaxis": {
+                "showgrid": False,
+                "ticks": "",
                 "side": "top",
                 "tickfont": {"size": 11},
                 "fixedrange": True,
                 "type": "category",
             },
             "yaxis": {
+                "showgrid": False,
+                "ticks": "",
                 "autorange": "reversed",
                 "tickfont": {"size": 11},
                 "fixedrange": True,
@@ -340,7 +345,7 @@ def trace(original: Traces) -> Chart:
             }
         )
         layout[f"yaxis{suffix}"] = {
-            "domain": [top - panel, top],
+            "domain": [max(top - panel, 0.0), top],
             "title": {"text": scale_of(channel.unit).unit},
             "fixedrange": True,
         }
@@ -395,6 +400,7 @@ def timeline(chart: Sequence[Traces], numbers: dict[str, int]) -> Chart:
                     "color": f"@{phase_colour(kind)}",
                     "pattern": {
                         "shape": PHASE_PATTERN.get(kind, ""),
+                        "fillmode": "overlay",
                         "size": 6,
                         "solidity": 0.3,
                         "fgcolor": "@surface",
@@ -477,9 +483,11 @@ def _mark(axis: Axis) -> str:
     return axis.hint[0] if axis.better is not None else ""
 
 
-def _axis(axis: Axis, bounds: tuple[float, float]) -> Chart:
+def _axis(axis: Axis, bounds: tuple[float, float], title: str = "") -> Chart:
     return {
-        "title": {"text": f"{axis.title}<br><sup>{axis.hint}</sup>"},
+        "title": {
+            "text": f"{title or axis.title}<br><span style='font-size:11px'>{axis.hint}</span>"
+        },
         "range": list(bounds),
         "fixedrange": True,
     }
@@ -577,6 +585,7 @@ def _point_labels(
             "arrowcolor": "@muted" if spot.leader else "rgba(0,0,0,0)",
             "standoff": 6,
             "borderpad": 0,
+            "bgcolor": "@surface/0.8",
             "font": {"size": _FONT, "color": "@ink" if p.role != "other" else "@muted"},
         }
         for p, text, spot, (px, py) in zip(chart.points, texts, placed, pixels, strict=True)
@@ -612,7 +621,8 @@ def point_label(variant: str, numbers: dict[str, int], width: int) -> str:
     """The number alone where there is no room for names; the table is the key."""
     if width < 460:
         return str(numbers[variant])
-    return f"{numbers[variant]} {short_name(variant, 16 if width < 680 else 26)}"
+    room = 16 if width < 680 else 24 if width < 960 else 36
+    return f"{numbers[variant]} {short_name(variant, room)}"
 
 
 def chart_of(name: str) -> str:

@@ -174,9 +174,7 @@ def _traces(data: RunData, start_ns: int, source: Provenance) -> tuple[Trace, ..
     """Power, the hottest temperature, and the NPU's clock: what explains a run."""
     found = []
     if (power := choose_power(data.channels, data.samples)) is not None:
-        found.append(
-            _trace(f"power ({power.method})", "mW", source, power.t_ns, power.mw, start_ns)
-        )
+        found.append(_trace(power.method, "mW", source, power.t_ns, power.mw, start_ns))
     for kind in ("temperature", "frequency"):
         sampled = [
             c

@@ -29,6 +29,7 @@ from host.report.text import (
 from host.report.verdict import decide
 from quant.figures import METRICS, Figure, Provenance
 
+_LAYERS_CAPTION = "SQNR of each quantized weight against the float one."
 _TILES = ("latency_ms", "accuracy", "energy_mj", "model_size_bytes")
 
 
@@ -41,6 +42,7 @@ class Cell:
     change: str  # against fp16
     mark: str  # the provenance letter
     source: str  # the provenance in words
+    short: str  # the provenance in one or two words
     not_real: bool
     valid: bool
     reason: str
@@ -269,7 +271,7 @@ def _slots(
         return (add(kind, interactive.heatmap(heat, numbers), title, summary, caption),)
     if kind == "layers":
         return tuple(
-            add(f"layers{i}", interactive.layers(c), c.variant, _layers_summary(c), "")
+            add(f"layers{i}", interactive.layers(c), c.variant, _layers_summary(c), _LAYERS_CAPTION)
             for i, c in enumerate(charts.layers(session))
         )
     if kind == "trace":
@@ -321,7 +323,7 @@ def _section(
             f"v{number}layers",
             "Error by layer",
             _layers_summary(layers),
-            "SQNR of each quantized weight against the float one",
+            _LAYERS_CAPTION,
         )
     if run.traces:
         chart = charts.Traces(run.variant, run.traces, run.phases)
@@ -341,20 +343,34 @@ def _section(
     )
 
 
+def _cells(session: SessionReport, run: RunReport, metric: str) -> list[Cell]:
+    """The figure of a metric and those of the same metric from other sources."""
+    if metric not in run.figures:
+        return []
+    decimals = column_decimals(session, metric)
+    others = [_figure_cell(f, decimals) for f in run.others if f.metric == metric]
+    return [_cell(session, run, metric), *others]
+
+
 def _cell(session: SessionReport, run: RunReport, metric: str) -> Cell:
     figure = run.figures.get(metric)
     if figure is None:
-        return Cell(ABSENT, "", "", "", "", False, True, "", 0)
-    decimals = column_decimals(session, metric)
+        return Cell(ABSENT, "", "", "", "", "", False, True, "", 0)
+    change = baseline_text(session, run, metric)
+    return _figure_cell(figure, column_decimals(session, metric), change)
+
+
+def _figure_cell(figure: Figure, decimals: int, change: str = "") -> Cell:
     source = PROVENANCE_TEXT[figure.provenance]
     if figure.value is None:
-        return Cell(ABSENT, "", "", "", "", False, False, figure.reason, figure.n)
+        return Cell(ABSENT, "", "", "", "", "", False, False, figure.reason, figure.n)
     return Cell(
         value_text(figure, decimals=decimals),
         interval_text(figure, decimals=decimals),
-        baseline_text(session, run, metric),
+        change,
         source.mark,
         source.long,
+        source.short,
         figure.provenance in NOT_REAL,
         figure.valid,
         figure.reason,
@@ -364,6 +380,6 @@ def _cell(session: SessionReport, run: RunReport, metric: str) -> Cell:
 
 def _legend(session: SessionReport) -> list[tuple[Provenance, Any, bool]]:
     """Every provenance that occurs in the session, with its words."""
-    every: list[Figure] = [f for run in session.runs for f in run.figures.values()]
+    every = [f for run in session.runs for f in (*run.figures.values(), *run.others)]
     used = dict.fromkeys(f.provenance for f in every if f.value is not None)
     return [(p, PROVENANCE_TEXT[p], p in NOT_REAL) for p in Provenance if p in used]

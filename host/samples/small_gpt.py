@@ -18,9 +18,9 @@ import onnx
 from numpy.typing import NDArray
 
 from host.errors import UserError
-from host.samples import fetch
+from host.samples import MODEL_FILE, RECIPES, fetch
 from host.samples.bpe import Bpe
-from host.samples.check import float_figure
+from host.samples.check import float_figure, write_task
 from host.samples.graph import GraphBuilder
 from host.samples.transformer import MASKED, Linear, attention
 
@@ -46,20 +46,19 @@ def build(work: Path, output: Path) -> str:
     bpe = Bpe.train((word for words in training for word in words), VOCABULARY)
     tokens = np.array(bpe.encode(w for words in training for w in words), np.int64)
     held = np.array(bpe.encode(w for words in evaluation for w in words), np.int64)
-    onnx.save(to_onnx(train(tokens)), output / "model.onnx")
+    onnx.save(to_onnx(train(tokens)), output / MODEL_FILE)
     starts = np.linspace(0, len(held) - LENGTH - 1, EVALUATION_WINDOWS).astype(np.int64)
     windows = held[starts[:, None] + np.arange(LENGTH + 1)]
     rng = np.random.default_rng(SEED)
     drawn = rng.choice(len(tokens) - LENGTH, CALIBRATION_WINDOWS, replace=False)
-    np.savez_compressed(
-        output / "task.npz",
-        input_ids=windows[:, :-1],
-        labels=windows[:, 1:],
-        calibration_input_ids=tokens[drawn[:, None] + np.arange(LENGTH)],
-        meta_metric=np.array("perplexity"),
-        meta_model_type=np.array("text_generation"),
+    write_task(
+        output,
+        RECIPES["small-gpt"],
+        {"input_ids": windows[:, :-1]},
+        windows[:, 1:],
+        {"input_ids": tokens[drawn[:, None] + np.arange(LENGTH)]},
     )
-    return float_figure(output / "model.onnx", output / "task.npz", "perplexity")
+    return float_figure(output)
 
 
 def read_chapters(work: Path) -> dict[str, list[str]]:

@@ -34,10 +34,11 @@ def attention(
     *,
     length: int,
     heads: int,
+    batch: int = 1,
 ) -> str:
-    """Multi-head attention of x (1, length, hidden), without the residual connection.
+    """Multi-head attention of x (batch, length, hidden), without the residual connection.
 
-    `bias` is added to the scores (1, heads, length, length). `projections`: query, key, value,
+    `bias` is added to the scores (batch, heads, length, length). `projections`: query, key, value,
     output.
     """
     hidden = len(projections["query"][1])
@@ -45,7 +46,7 @@ def attention(
 
     def split(part: str, permutation: tuple[int, ...]) -> str:
         projected = graph.linear(f"{name}.{part}", x, *projections[part])
-        shape = integers(graph, 1, length, heads, size)
+        shape = integers(graph, batch, length, heads, size)
         rows = graph.node("Reshape", [projected, shape], f"{name}.{part}.split")
         return graph.node("Transpose", [rows], f"{name}.{part}.heads", perm=permutation)
 
@@ -57,6 +58,6 @@ def attention(
     shares = graph.node("Softmax", [scores], f"{name}.softmax", axis=-1)
     context = graph.node("MatMul", [shares, value], f"{name}.context")
     context = graph.node("Transpose", [context], f"{name}.context.rows", perm=(0, 2, 1, 3))
-    shape = integers(graph, 1, length, hidden)
+    shape = integers(graph, batch, length, hidden)
     context = graph.node("Reshape", [context, shape], f"{name}.context.joined")
     return graph.linear(f"{name}.output", context, *projections["output"])

@@ -16,7 +16,7 @@ import pyarrow as pa
 from host.errors import FailureClass, RunStatus, UserError
 from host.store import columns
 from host.store.connection import connect, damaged
-from host.store.migrations import current_version, migrate, newest_version
+from host.store.migrations import Migration, current_version, migrate, newest_version
 from host.store.queries import Queries
 from host.store.rows import (
     Channel,
@@ -44,6 +44,8 @@ class Store(Queries):
     the file after a crash finds all of a call or nothing of it.
     """
 
+    migrated: tuple[Migration, ...] = ()  # what opening it applied
+
     @classmethod
     def open(
         cls,
@@ -67,15 +69,16 @@ class Store(Queries):
                     f"{path} has schema {version}, this qhost reads {newest_version()}.",
                     f"Bring it up to date with: qhost db migrate --db-path {path}.",
                 )
-            if not read_only:
-                migrate(connection, version)
+            migrated = [] if read_only else migrate(connection, version)
         except duckdb.Error as error:
             connection.close()
             raise damaged(path, error) from error
         except BaseException:
             connection.close()
             raise
-        return cls(connection, path, read_only)
+        store = cls(connection, path, read_only)
+        store.migrated = tuple(migrated)
+        return store
 
     def close(self) -> None:
         self.connection.close()

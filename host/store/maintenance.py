@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from host.errors import UserError
-from host.store.connection import connect
+from host.store.connection import connect, damaged
 from host.store.database import RUN_TABLES, Store
 from host.store.migrations import current_version, newest_version
 from quant.figures import METRICS, Provenance
@@ -156,6 +156,8 @@ def merge(store: Store, source: Path) -> Merged:
     try:
         with store.transaction():
             return _take(store)
+    except duckdb.Error as error:
+        raise damaged(source, error) from error
     finally:
         database.execute("DETACH other")
 

@@ -69,7 +69,7 @@
     for (const entry of entries) {
       if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
     }
-  }, { rootMargin: "600px" });
+  }, { rootMargin: "300px" });
   nodes.forEach((node) => watcher.observe(node));
 
   let timer = 0;
