@@ -19,7 +19,7 @@ from host.stats.validity import Evidence, Finding, Limits, Scope, broken_rules
 from host.store.rows import Block, Floats, RunData
 from quant.figures import METRICS, Figure, Provenance
 
-__all__ = ["Assessment", "Limits", "assess", "block_latency_us", "measure"]
+__all__ = ["Assessment", "Limits", "assess", "block_latency_us", "block_values", "measure"]
 
 BYTES_PER_MB = 1e6
 POWER_METRICS = ("power_mw", "energy_mj", "energy_gross_mj")
@@ -83,6 +83,32 @@ def assess(data: RunData, provenance: Provenance, limits: Limits) -> Assessment:
         trace.method if trace else None,
         trace.update_hz if trace else None,
     )
+
+
+def block_values(data: RunData) -> dict[str, Floats]:
+    """Metric -> its value in each block (n,): what comparisons of runs are made of.
+
+    Metrics in which not every block has a value are left out.
+    """
+    if not data.blocks:
+        return {}
+    values = {
+        "latency_ms": np.array([block_latency_us(block) / 1e3 for block in data.blocks]),
+        "throughput_items_per_sec": np.array(
+            [block.inferences / (block.duration_ns * 1e-9) for block in data.blocks]
+        ),
+    }
+    trace = choose_power(data.channels, data.samples)
+    windows = window_energies(trace, data.blocks, data.marks) if trace else []
+    if len(windows) != len(data.blocks):
+        return values
+    values["power_mw"] = np.array([w.gross_mj / w.seconds for w in windows])
+    values["energy_gross_mj"] = np.array([w.gross_mj / w.inferences for w in windows])
+    net = [w.net_mj for w in windows]
+    if all(value is not None for value in net):
+        inferences = np.array([w.inferences for w in windows])
+        values["energy_mj"] = np.array(net, np.float64) / inferences
+    return values
 
 
 def block_latency_us(block: Block) -> float:

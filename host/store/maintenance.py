@@ -152,47 +152,51 @@ def merge(store: Store, source: Path) -> Merged:
     # Opened by itself first, for the clear errors of a file that is missing, foreign or too old.
     Store.open(source, read_only=True).close()
     database = store.connection
-    database.execute(f"ATTACH '{_quoted(source)}' AS other (READ_ONLY)")
+    database.execute(f"ATTACH '{_quoted(source)}' AS qhost_source (READ_ONLY)")
     try:
         with store.transaction():
             return _take(store)
     except duckdb.Error as error:
         raise damaged(source, error) from error
     finally:
-        database.execute("DETACH other")
+        database.execute("DETACH qhost_source")
 
 
 def _take(store: Store) -> Merged:
-    """The SQL of `merge`, with the source attached as `other`."""
+    """The SQL of `merge`, with the source attached as `qhost_source`."""
     run = store.connection.execute
     known = "SELECT session_id FROM sessions"
-    sessions = store.count(f"SELECT count(*) FROM other.sessions WHERE session_id NOT IN ({known})")
+    sessions = store.count(
+        f"SELECT count(*) FROM qhost_source.sessions WHERE session_id NOT IN ({known})"
+    )
     run(
-        f"INSERT INTO sessions BY NAME SELECT * FROM other.sessions "
+        f"INSERT INTO sessions BY NAME SELECT * FROM qhost_source.sessions "
         f"WHERE session_id NOT IN ({known})"
     )
     for table in ("devices", "streams"):
-        run(f"INSERT OR IGNORE INTO {table} BY NAME SELECT * FROM other.{table}")
+        run(f"INSERT OR IGNORE INTO {table} BY NAME SELECT * FROM qhost_source.{table}")
     run(
         "INSERT INTO clock_offsets BY NAME "
-        "SELECT * FROM (SELECT * FROM other.clock_offsets EXCEPT SELECT * FROM clock_offsets)"
+        "SELECT * FROM (SELECT * FROM qhost_source.clock_offsets "
+        "EXCEPT SELECT * FROM clock_offsets)"
     )
     run(
-        "CREATE OR REPLACE TEMP TABLE taken AS SELECT theirs.run_id FROM other.runs AS theirs "
+        "CREATE OR REPLACE TEMP TABLE taken AS "
+        "SELECT theirs.run_id FROM qhost_source.runs AS theirs "
         "LEFT JOIN runs AS ours USING (run_id) WHERE ours.run_id IS NULL "
         "OR (ours.finished_at IS NULL AND theirs.finished_at IS NOT NULL)"
     )
     conflicts = store.table(
-        "SELECT run_id FROM other.runs AS theirs JOIN runs AS ours USING (run_id) "
+        "SELECT run_id FROM qhost_source.runs AS theirs JOIN runs AS ours USING (run_id) "
         "WHERE ours.finished_at IS NOT NULL AND theirs.finished_at IS NOT NULL "
         "AND hash(ours) <> hash(theirs) ORDER BY run_id"
     )
-    total = store.count("SELECT count(*) FROM other.runs")
+    total = store.count("SELECT count(*) FROM qhost_source.runs")
     taken = store.count("SELECT count(*) FROM taken")
     for table in ("runs", *RUN_TABLES):
         chosen = "WHERE run_id IN (SELECT run_id FROM taken)"
         run(f"DELETE FROM {table} {chosen}")
-        run(f"INSERT INTO {table} BY NAME SELECT * FROM other.{table} {chosen}")
+        run(f"INSERT INTO {table} BY NAME SELECT * FROM qhost_source.{table} {chosen}")
     run("DROP TABLE taken")
     return Merged(sessions, taken, total - taken, tuple(conflicts["run_id"].to_pylist()))
 
@@ -231,10 +235,10 @@ def vacuum(path: Path, wait_s: float = 10.0) -> tuple[int, int]:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
             copy = folder / path.name
-            store.connection.execute(f"ATTACH '{_quoted(copy)}' AS fresh")
+            store.connection.execute(f"ATTACH '{_quoted(copy)}' AS qhost_copy")
             name = store.table("SELECT current_database() AS name")["name"][0].as_py()
-            store.connection.execute(f'COPY FROM DATABASE "{name}" TO fresh')
-            store.connection.execute("DETACH fresh")
+            store.connection.execute(f'COPY FROM DATABASE "{name}" TO qhost_copy')
+            store.connection.execute("DETACH qhost_copy")
             copy.replace(path)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

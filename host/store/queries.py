@@ -107,6 +107,14 @@ class Queries:
             [run_id],
         )
 
+    def best_figures_of(self, run_id: str) -> list[Figure]:
+        """One figure per metric: the one closest to the device."""
+        return self._rows(
+            Figure,
+            "SELECT * EXCLUDE (run_id) FROM best_figures WHERE run_id = ? ORDER BY metric",
+            [run_id],
+        )
+
     def scores_of(self, run_id: str, engine: Provenance) -> Floats | None:
         """Per-sample scores in their shape, or None."""
         found = self.connection.execute(
