@@ -172,6 +172,12 @@ def optimize_artifact(
     """
     targets = tuple(socs) or tuple(get_soc(s) for s in artifact.socs)
     given = HtpOptions.parse(artifact.manifest["htp_options"])
+    if any("sparse_weights" in artifact.soc(s)["toolchain"] for s in artifact.socs):
+        raise UserError(
+            f"{artifact.path} holds contexts with sparse weight compression, which the search "
+            "cannot keep.",
+            "Optimize first, then compile the result with --htp-sparse-compression.",
+        )
     goldens = artifact.goldens(artifact.socs[0])
     if not goldens:
         raise UserError(f"{artifact.path} holds no golden inputs.", "Compile the model again.")

@@ -34,6 +34,9 @@ def compile_(
     ] = None,
     golden_samples: Annotated[int, typer.Option(min=1, help="inferences stored per SoC")] = 2,
     perf_profile: Annotated[str, typer.Option(help="HTP performance profile stored")] = "burst",
+    htp_sparse_compression: Annotated[
+        bool, typer.Option(help="experimental: compress pruned int8 weights (v73 and later)")
+    ] = False,
     backend: Annotated[
         str, typer.Option(help="auto (the SDK where QAIRT_SDK_ROOT is set), ort, or qairt")
     ] = "auto",
@@ -54,6 +57,7 @@ def compile_(
         model_type=model_type,
         input_shapes=parse_shapes(input_shape or []),
         golden_samples=golden_samples,
+        sparse_weights=htp_sparse_compression,
     )
     console = Console(stderr=True)
     artifact, results = package(

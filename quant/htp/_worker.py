@@ -1,4 +1,4 @@
-"""The process that holds the vendor's libraries: `python -P -m quant.htp._worker compile|run`.
+"""The process that holds the vendor's libraries: `python -P -m quant.htp._worker compile|dlc|run`.
 
 A process of its own because the libraries print to stdout, log to fd 2, can crash, and because a
 finalized graph's memory only comes back when the process ends. File descriptor 1 is kept for the
@@ -7,6 +7,7 @@ answer; whatever the libraries print goes to stderr.
 compile: one JSON object on stdin {soc_model, options}; reads model.onnx of the working directory;
 writes model_ctx.onnx and its .bin, and trace/qnn_op_trace.json, beside it; answers with one JSON
 object.
+dlc: as compile, but writes the graph itself, uncompiled, to dlc/<graph>.dlc.
 run: argv[2] is the context's .onnx, argv[3] its soc_model; frames on stdin, one answer per frame
 on stdout. A frame is a little-endian uint64 length and an .npz of that size.
 """
@@ -26,6 +27,7 @@ PROVIDER = "QNNExecutionProvider"
 MODEL_NAME = "model.onnx"
 CONTEXT_NAME = "model_ctx.onnx"
 TRACE_DIR = "trace"
+DLC_DIR = "dlc"
 
 
 def _answer_stream() -> BinaryIO:
@@ -83,6 +85,29 @@ def _compile(answer: BinaryIO) -> None:
     answer.flush()
 
 
+def _dlc(answer: BinaryIO) -> None:
+    request = json.load(sys.stdin)
+    import onnxruntime as ort
+    import onnxruntime_qnn as qnn
+
+    options = _session_options(
+        {
+            "soc_model": str(request["soc_model"]),
+            "offload_graph_io_quantization": "0",
+            "dump_qnn_ir_dlc": "1",
+            "dump_qnn_ir_dlc_dir": DLC_DIR,
+            "qnn_ir_backend_path": f"{qnn.LIB_DIR_FULL_PATH}/libQnnIr.so",
+        }
+    )
+    result: dict[str, object] = {"ok": True}
+    try:
+        ort.InferenceSession(MODEL_NAME, options)
+    except Exception as error:  # noqa: BLE001 - the vendor's errors are handed to the parent
+        result = {"ok": False, "error": str(error)}
+    answer.write(json.dumps(result).encode())
+    answer.flush()
+
+
 def write_frame(stream: BinaryIO, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
     """Write named arrays as one frame. Names may be any string: they travel as positions."""
     buffer = io.BytesIO()
@@ -126,6 +151,8 @@ def main() -> None:
     answer = _answer_stream()
     if sys.argv[1] == "compile":
         _compile(answer)
+    elif sys.argv[1] == "dlc":
+        _dlc(answer)
     else:
         _run(answer, sys.argv[2], sys.argv[3])
     answer.close()

@@ -88,8 +88,8 @@ def worker_environment() -> dict[str, str]:
     return {**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
 
 
-def worker_command(*args: str) -> list[str]:
-    return [sys.executable, "-P", "-m", "quant.htp._worker", *args]
+def worker_command(*args: str, module: str = "quant.htp._worker") -> list[str]:
+    return [sys.executable, "-P", "-m", module, *args]
 
 
 def died(returncode: int) -> str:
@@ -139,7 +139,7 @@ def compile_context(
                 f"v{soc.arch}) and wrote soc_model {info.soc_model}, v{info.arch}."
             )
         _rename_binary(wrapper, "context.bin")
-        figures, stages = _read_log(log)
+        figures, stages = read_log(log)
         node_map = _read_node_map(_read_trace(work))
         binaries[0].replace(out_dir / "context.bin")
         wrapper.replace(out_dir / "context.onnx")
@@ -177,16 +177,24 @@ def _check_precision(onnx_path: Path, soc: Soc) -> None:
 def _run_compiler(
     onnx_path: Path, soc: Soc, options: HtpOptions, work: Path, timeout_s: float
 ) -> tuple[dict[str, Any], bytes]:
-    _stage_model(onnx_path, work)
-    request = {
-        "soc_model": soc.soc_model,
-        "options": options.provider_options(),
-    }
+    stage_model(onnx_path, work)
+    request = {"soc_model": soc.soc_model, "options": options.provider_options()}
+    subject = f"{onnx_path.name} for {soc.id}"
+    return run_worker(worker_command("compile"), request, work, subject, timeout_s)
+
+
+def run_worker(
+    command: list[str], request: dict[str, Any], work: Path, subject: str, timeout_s: float
+) -> tuple[dict[str, Any], bytes]:
+    """Hand `request` to a compiler process in the directory `work`; its answer and its log.
+
+    Raises ToolchainError where the process dies or does not end in time.
+    """
     log_path = work / "log"
     with log_path.open("wb") as log:
         try:
             done = subprocess.run(
-                worker_command("compile"),
+                command,
                 input=json.dumps(request).encode(),
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -197,14 +205,14 @@ def _run_compiler(
             )
         except subprocess.TimeoutExpired as error:
             raise ToolchainError(
-                f"The HTP compiler did not finish {onnx_path.name} for {soc.id} "
-                f"within {timeout_s:.0f} s and was stopped."
+                f"The HTP compiler did not finish {subject} within {timeout_s:.0f} s "
+                "and was stopped."
             ) from error
     text = log_path.read_bytes()
     if done.returncode != 0:
         raise ToolchainError(
-            f"The HTP compiler {died(done.returncode)} while compiling {onnx_path.name} "
-            f"for {soc.id}.{_last_words(text)}"
+            f"The HTP compiler {died(done.returncode)} while compiling {subject}."
+            f"{_last_words(text)}"
         )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer, text
@@ -240,7 +248,7 @@ def _all_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _all_tensors(attribute.g)
 
 
-def _stage_model(onnx_path: Path, work: Path) -> None:
+def stage_model(onnx_path: Path, work: Path) -> None:
     """Bring the model into the compiler's directory under a fixed name; nothing is copied twice."""
     _link(onnx_path, work / MODEL_NAME)
     for name in external_data_files(onnx_path):
@@ -268,7 +276,8 @@ def _last_words(log: bytes) -> str:
     return ""
 
 
-def _read_log(log: bytes) -> tuple[CompilerFigures, dict[str, int]]:
+def read_log(log: bytes) -> tuple[CompilerFigures, dict[str, int]]:
+    """The DDR summary and the microseconds per stage in the compiler's verbose log."""
     totals = {b"spill": 0, b"fill": 0, b"write_total": 0, b"read_total": 0}
     found = _FIGURE.findall(log)
     if not found:

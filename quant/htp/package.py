@@ -20,6 +20,7 @@ from quant.htp.device_model import device_model_block
 from quant.htp.emulator import HtpEmulator
 from quant.htp.options import HtpOptions
 from quant.htp.soc import Soc
+from quant.htp.sparse import compress_weights
 from quant.methods import Quantized
 from quant.model import Model, load, save, wrap
 from quant.task import load_task
@@ -32,7 +33,10 @@ AS_IS_FLOAT, AS_IS_QUANTIZED = "fp16", "as-is"
 
 @dataclass(frozen=True)
 class PackageRequest:
-    """What to compile. golden_samples: inferences run in the emulator per SoC and stored."""
+    """What to compile. golden_samples: inferences run in the emulator per SoC and stored.
+
+    sparse_weights: the experimental compression of quant.htp.sparse.
+    """
 
     model_path: Path
     output: Path
@@ -43,6 +47,7 @@ class PackageRequest:
     model_type: str | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     golden_samples: int = 2
+    sparse_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,8 @@ def package(
         results: list[SocResult] = []
         outputs: dict[str, list[dict[str, Any]]] = {}
         for soc in request.socs:
-            result, soc_outputs = _one(
-                soc, request.options, onnx_path, Path(temp) / soc.id, feeds, reference, compiler
-            )
+            out_dir = Path(temp) / soc.id
+            result, soc_outputs = _one(request, soc, onnx_path, out_dir, feeds, reference, compiler)
             results.append(result)
             if result.compiled is not None:
                 outputs[soc.id] = soc_outputs
@@ -145,8 +149,8 @@ def package(
 
 
 def _one(
+    request: PackageRequest,
     soc: Soc,
-    options: HtpOptions,
     onnx_path: Path,
     out_dir: Path,
     feeds: Sequence[Mapping[str, Any]],
@@ -154,7 +158,11 @@ def _one(
     compiler: Compiler,
 ) -> tuple[SocResult, list[dict[str, Any]]]:
     try:
-        compiled = compiler(onnx_path, soc, options, out_dir)
+        compiled = compiler(onnx_path, soc, request.options, out_dir)
+        if request.sparse_weights:
+            compiled = compress_weights(
+                onnx_path, soc, compiled, request.options, feeds, out_dir / "sparse"
+            )
         with HtpEmulator(compiled.context_onnx, soc=soc) as emulator:
             outputs = emulator.run(feeds)
     except UserError as error:
