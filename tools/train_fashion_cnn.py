@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from host.samples import fashion
+from host.samples import RECIPES, SHIPPED, fashion
+from host.samples.check import write_task
 from host.samples.graph import GraphBuilder
 
 SEED = 20260601
@@ -152,16 +153,15 @@ def to_onnx(model: FashionCnn) -> onnx.ModelProto:
     return graph.build({"logits": (1, len(fashion.CLASSES))})
 
 
-def write_task(directory: Path, training: fashion.Split, test: fashion.Split) -> None:
+def write_samples(directory: Path, training: fashion.Split, test: fashion.Split) -> None:
     evaluation = fashion.balanced_indices(test.labels, EVALUATION_IMAGES, SEED)
     calibration = fashion.balanced_indices(training.labels, CALIBRATION_IMAGES, SEED + 1)
-    np.savez_compressed(
-        directory / "task.npz",
-        image=fashion.normalise(test.images[evaluation]),
-        labels=test.labels[evaluation],
-        calibration_image=fashion.normalise(training.images[calibration]),
-        meta_metric=np.array("top1"),
-        meta_model_type=np.array("vision"),
+    write_task(
+        directory,
+        RECIPES[SHIPPED],
+        {"image": fashion.normalise(test.images[evaluation])},
+        test.labels[evaluation],
+        {"image": fashion.normalise(training.images[calibration])},
     )
     indices = {
         "dataset": "Fashion-MNIST (Debian package dataset-fashion-mnist)",
@@ -184,7 +184,7 @@ def main() -> None:
     torch.set_num_threads(1)
     training, test = fashion.load_split("train"), fashion.load_split("test")
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    write_task(arguments.output_dir, training, test)
+    write_samples(arguments.output_dir, training, test)
     model = FashionCnn()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters before folding", flush=True)
     train(model, training, arguments.epochs, arguments.batch_size)

@@ -15,7 +15,16 @@ from PIL import Image
 
 from host import samples
 from host.errors import UserError
-from host.samples import efficientnet_lite0, fashion, fetch, minilm, probe, silero_vad, small_gpt
+from host.samples import (
+    efficientnet_lite0,
+    fashion,
+    fetch,
+    minilm,
+    probe,
+    silero_vad,
+    small_gpt,
+    two_tower,
+)
 from host.samples.bpe import Bpe
 from host.samples.wordpiece import WordPiece
 
@@ -57,9 +66,7 @@ def test_small_gpt_sees_no_future():
     assert np.abs(before[:, 40:] - after[:, 40:]).max() > 1e-3
 
 
-def test_minilm_ignores_padding_and_has_unit_length():
-    rng = np.random.default_rng(1)
-
+def _bert_weights(rng):
     def weight(*shape):
         return rng.normal(0, 0.1, shape).astype(np.float32)
 
@@ -85,8 +92,18 @@ def test_minilm_ignores_padding_and_has_unit_length():
         for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
             weights[f"{key}.{norm}.weight"] = np.ones(384, np.float32)
             weights[f"{key}.{norm}.bias"] = weight(384)
-    classifier = weight(2, 384), weight(2)
-    run = session(minilm.to_onnx(weights, classifier))
+    return weights
+
+
+@pytest.fixture(scope="module")
+def bert_weights():
+    return _bert_weights(np.random.default_rng(1))
+
+
+def test_minilm_ignores_padding_and_has_unit_length(bert_weights):
+    rng = np.random.default_rng(1)
+    classifier = rng.normal(0, 0.1, (2, 384)).astype("f"), np.ones(2, np.float32)
+    run = session(minilm.to_onnx(bert_weights, classifier))
     mask = np.zeros((1, 128), np.int64)
     mask[0, :20] = 1
     ids = rng.integers(0, 50, (1, 128))
@@ -100,6 +117,40 @@ def test_minilm_ignores_padding_and_has_unit_length():
     ids[0, 3] = (ids[0, 3] + 1) % 50
     changed = run.run(["embedding"], {"input_ids": ids, "attention_mask": mask})[0]
     assert np.abs(changed - a).max() > 1e-3
+
+
+def test_two_tower_is_its_towers(bert_weights):
+    rng = np.random.default_rng(6)
+    projection = rng.normal(0, 0.1, (384, 256)).astype("f"), np.zeros(384, np.float32)
+    image = rng.normal(0, 1, (1, 1, 28, 28)).astype("f")
+    ids = rng.integers(0, 50, (10, 16))
+    mask = (np.arange(16) < rng.integers(3, 17, (10, 1))).astype(np.int64)
+    feed = {"image": image, "input_ids": ids, "attention_mask": mask}
+    (logits,) = session(two_tower.to_onnx(bert_weights, projection)).run(None, feed)
+    picture = two_tower._features(image)[0] @ projection[0].T
+    picture /= np.linalg.norm(picture)
+    whole = session(minilm.to_onnx(bert_weights, None))
+    for number in range(10):  # MiniLM on 128 tokens gives what ten texts of 16 give
+        padded = {
+            "input_ids": np.pad(ids[number], (0, 112))[None],
+            "attention_mask": np.pad(mask[number], (0, 112))[None],
+        }
+        text = whole.run(None, padded)[0][0]
+        assert logits[0, number] == pytest.approx(20 * float(picture @ text), abs=1e-3)
+
+
+def test_projection_reaches_captions_it_never_saw():
+    rng = np.random.default_rng(7)
+    meanings = rng.normal(0, 1, (4, 16))
+    owner = np.repeat(np.arange(4), 6)
+    vectors = meanings[owner] + rng.normal(0, 0.3, (24, 16))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    labels = rng.integers(0, 4, 200)
+    looks = rng.normal(0, 2, (4, 5))
+    features = looks[labels] + rng.normal(0, 0.2, (200, 5))
+    weight, bias = two_tower.fit_projection(features, labels, vectors, owner)
+    scores = (features @ weight.T + bias) @ meanings.T
+    assert (scores.argmax(1) == labels).mean() > 0.95
 
 
 def test_silero_lstm_has_torchs_gates():
@@ -317,3 +368,10 @@ def test_committed_indices_keep_the_splits_apart():
     assert not set(audio["evaluation"]) & set(audio["calibration"])
     assert len(audio["evaluation"]) == 60
     assert len(json.loads(small_gpt.INDICES.read_text())["evaluation"]) == 60
+    wordings = json.loads(two_tower.INDICES.read_text())
+    known, unseen = (
+        {text for of_class in two_tower.captions(wordings[split]) for text in of_class}
+        for split in ("training", "evaluation")
+    )
+    assert (len(known), len(unseen)) == (6 * 40, 4 * 10)
+    assert not known & unseen
