@@ -64,7 +64,7 @@ def visualize(
                 "Choose one with --model.",
             )
         report = reports[0]
-    _write(report, plot_type, output_path)
+    write_plot(report, plot_type, output_path)
     print(output_path.resolve())
 
 
@@ -72,7 +72,7 @@ def register(app: typer.Typer) -> None:
     app.command("visualize")(visualize)
 
 
-def _write(report: SessionReport, plot_type: str, path: Path) -> None:
+def write_plot(report: SessionReport, plot_type: str, path: Path) -> None:
     if path.suffix.lower() != ".html":
         from host.report.static import save_plot
 
