@@ -16,10 +16,12 @@ from pathlib import Path
 import grpc
 
 from agent.artifacts import ArtifactStore
-from agent.bench import Bench
+from agent.bench import CHARGER_GRACE_S, Bench
 from agent.emulator.constants import SOCS
+from agent.emulator.personalities import PERSONALITIES
 from agent.emulator.phone import emulated_phone
 from agent.emulator.platform import EmulatedPlatform
+from agent.emulator.signals import Signal, parse_signal
 from agent.platform import log_path
 from agent.server import OPTIONS, AgentService, Gate
 from agent.spool import CAPACITY_BYTES, Spool
@@ -60,6 +62,18 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--token-file", type=Path, required=True, help="mode 0600")
     parser.add_argument("--time-factor", type=_positive, help="emulated: device time / wall time")
     parser.add_argument("--seed", type=int, default=0, help="emulated: seed of the noise")
+    parser.add_argument(
+        "--personality", choices=sorted(PERSONALITIES), default="board",
+        help="emulated: the quirks of its files",
+    )  # fmt: skip
+    parser.add_argument(
+        "--signal", type=_signal, metavar="NAME[:key=value,...]",
+        help="emulated: a synthetic power signal in place of the model's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--charger-grace-s", type=_positive, default=CHARGER_GRACE_S,
+        help="a charger that was cut comes back when nothing was queued for so long",
+    )  # fmt: skip
     parser.add_argument("--spool-bytes", type=int, default=CAPACITY_BYTES)
     parser.add_argument(
         "--die-with-parent", action="store_true", help="end when standard input closes"
@@ -72,6 +86,13 @@ def _positive(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError("must be above 0")
     return value
+
+
+def _signal(text: str) -> Signal:
+    try:
+        return parse_signal(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _read_token(path: Path) -> str:
@@ -96,7 +117,9 @@ async def _serve(options: argparse.Namespace, root: Path, token: str) -> int:
         return 2
     artifacts = ArtifactStore(root / "artifacts")
     spool = Spool(root / "spool", capacity_bytes=options.spool_bytes)
-    bench = Bench(platform, artifacts, spool, root / "queue.pb")
+    bench = Bench(
+        platform, artifacts, spool, root / "queue.pb", charger_grace_s=options.charger_grace_s
+    )
     server = grpc.aio.server(interceptors=(Gate(token),), options=OPTIONS)
     agent_pb2_grpc.add_AgentServicer_to_server(
         AgentService(platform, artifacts, spool, bench, root), server
@@ -125,15 +148,19 @@ async def _serve(options: argparse.Namespace, root: Path, token: str) -> int:
 
 
 def _platform(options: argparse.Namespace, root: Path) -> EmulatedPlatform | None:
-    if options.emulate:
-        return EmulatedPlatform(
-            options.emulate, root, time_factor=options.time_factor, seed=options.seed
-        )
-    if phone := emulated_phone(options.device_root):
-        return EmulatedPlatform(
-            phone.soc, root, time_factor=phone.time_factor, seed=options.seed, phone=phone
-        )
-    return None
+    phone = None if options.emulate else emulated_phone(options.device_root)
+    soc = phone.soc if phone else options.emulate
+    if soc is None:
+        return None
+    return EmulatedPlatform(
+        soc,
+        root,
+        time_factor=phone.time_factor if phone else options.time_factor,
+        seed=options.seed,
+        phone=phone,
+        personality=PERSONALITIES[options.personality],
+        signal=options.signal,
+    )
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from agent.charging import Charger
 from agent.runtime import Runtime, Stop
+from agent.sensors.channel import Channel, Spec
 from protos import agent_pb2 as pb
 
 
@@ -22,10 +25,13 @@ class Column:
 
 
 Sink = Callable[[Sequence[Column]], None]
+Report = Callable[[pb.SamplerReport], None]
 
 
 class Platform(Protocol):
     """One device under the agent."""
+
+    charger: Charger
 
     def description(self) -> pb.Description:
         """Substrate, basis, identity, channels, runtimes and fingerprint; the server adds more."""
@@ -49,17 +55,38 @@ class Platform(Protocol):
         """Let the device rest for this long, or until `stop()`."""
         ...
 
+    def temperatures(self) -> list[tuple[Spec, float]]:
+        """Every temperature channel that has a value now, in C."""
+        ...
+
     def runtime(self) -> Runtime:
         """The runtime of this device; the caller closes it."""
         ...
 
-    def sampling(self, rate_hz: float, sink: Sink) -> AbstractContextManager[None]:
-        """Read the channels at up to `rate_hz` while the context is open, into `sink`."""
+    def sampling(self, rate_hz: float, sink: Sink, report: Report) -> AbstractContextManager[None]:
+        """Read the channels at up to `rate_hz` while the context is open.
+
+        Every channel is read at the beginning and once more at the end, so that what happens in
+        between lies inside its samples. `sink` gets columns, `report` one report at the end.
+        """
         ...
 
     def kill_children(self) -> None:
         """End child processes at once; from any thread, when the agent shuts down."""
         ...
+
+
+class Thermometer:
+    """Reads the temperature channels beside a sampler, with descriptors of its own."""
+
+    def __init__(self, channels: Sequence[Channel]) -> None:
+        self._channels = [copy.copy(ch) for ch in channels if ch.spec.kind == pb.TEMPERATURE]
+        for channel in self._channels:
+            channel.open()
+
+    def read(self) -> list[tuple[Spec, float]]:
+        values = ((channel.spec, channel.read()) for channel in self._channels)
+        return [(spec, value) for spec, value in values if value is not None]
 
 
 def log_path(root: Path, name: str) -> Path:

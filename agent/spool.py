@@ -26,7 +26,7 @@ from agent.errors import SpoolFull
 
 _HEADER = struct.Struct("<IIQ")
 CAPACITY_BYTES = 256 << 20
-RESERVE_BYTES = 4 << 20
+RESERVE_BYTES = 8 << 20
 FILE_BYTES = 4 << 20
 
 
@@ -97,10 +97,7 @@ class Spool:
             data = encode(seq)
             limit = self.capacity_bytes + (self._reserve if reserved else 0)
             if self._size() + _HEADER.size + len(data) > limit:
-                raise SpoolFull(
-                    f"the spool is full ({self.capacity_bytes} bytes, records "
-                    f"{self._acked + 1} to {seq - 1} not acknowledged by a host)"
-                )
+                raise self._full()
             file = self._writable(seq)
             assert self._out is not None
             self._out.write(_HEADER.pack(len(data), zlib.crc32(data), seq) + data)
@@ -112,6 +109,12 @@ class Spool:
         for listener in listeners:
             listener()
         return seq
+
+    def require_room(self) -> None:
+        """Raises SpoolFull when the bound is reached already: nothing new may begin."""
+        with self._lock:
+            if self._size() >= self.capacity_bytes:
+                raise self._full()
 
     def read(self, seq: int) -> bytes | None:
         """The record, or None when it is not written yet. Numbers up to the last ack are gone."""
@@ -164,6 +167,12 @@ class Spool:
                 os.fsync(self._out.fileno())
                 self._out.close()
                 self._out = None
+
+    def _full(self) -> SpoolFull:
+        return SpoolFull(
+            f"the spool is full ({self.capacity_bytes} bytes, records {self._acked + 1} to "
+            f"{self._next - 1} not acknowledged by a host)"
+        )
 
     def _size(self) -> int:
         return sum(f.size for f in self._files)

@@ -85,7 +85,7 @@ PROFILE_CLOCK = {
 POWER_EXPONENT = 2.2
 
 # --- Heat. Conductances in W/K, capacities in J/K; junctions to board, board to skin, skin to air.
-AMBIENT_C = 24.0
+# The ambient temperature belongs to the personality (24 C by default).
 JUNCTION_G = 0.22  # 4.5 K/W from junction to board
 JUNCTION_C = 0.35  # about 1.6 s
 BOARD_SKIN_G = 0.50
@@ -121,8 +121,7 @@ BATTERY_MAH = 5_000.0
 BATTERY_START_PERCENT = 82.0
 BATTERY_OHM = 0.055
 BATTERY_EMPTY_MV, BATTERY_FULL_MV = 3_450.0, 4_420.0
-GAUGE_PERIOD_NS = 1_000_000_000
-RAIL_PERIOD_NS = 1_000_000  # an INA-type monitor: mean over one conversion of 1 ms
+CHARGER_MW = 7_500.0  # what a USB port gives a plugged phone
 RAIL_NOISE = 0.004
 MEMORY_TOTAL_BYTES = 12 << 30
 MEMORY_AVAILABLE_BYTES = 7 << 30

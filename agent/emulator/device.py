@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from agent.emulator import constants as c
+from agent.emulator.personalities import PERSONALITIES, Personality
+from agent.emulator.signals import Signal, SignalTrace
 
 _JUNCTIONS = ("npu", "cpu", "gpu", "ddr", "soc")
 _MAX_STEP_NS = 100_000_000
@@ -67,9 +69,15 @@ class Register:
         self.value = initial
         self._sum = 0.0  # value * ns since the last boundary
 
-    def step(self, t0: int, t1: int, value: float) -> bool:
-        """Constant `value` from t0 to t1. True when a period ended in between."""
+    def step(self, t0: int, t1: int, value: float, trace: SignalTrace | None = None) -> bool:
+        """Constant `value` (or the trace) from t0 to t1. True when a period ended in between."""
         period = self.period_ns
+        if trace is not None:
+            boundary = t1 - t1 % period
+            if boundary <= t0:
+                return False
+            self.value = trace.mean_mw(boundary - period, boundary)
+            return True
         last = t1 - t1 % period
         if last <= t0:
             self._sum += value * (t1 - t0)
@@ -86,8 +94,18 @@ class Register:
 class Device:
     """The emulated device. Not thread-safe: one thread advances it."""
 
-    def __init__(self, soc: str, *, seed: int = 0, start_ns: int = 3_600_000_000_000) -> None:
+    def __init__(
+        self,
+        soc: str,
+        *,
+        seed: int = 0,
+        start_ns: int = 3_600_000_000_000,
+        personality: Personality = PERSONALITIES["board"],
+        signal: Signal | None = None,
+    ) -> None:
         self.soc = soc
+        self.personality = personality
+        self.trace = SignalTrace(signal, start_ns) if signal is not None else None
         self.spec = c.SOCS[soc]
         self.now_ns = start_ns
         self.load = IDLE
@@ -96,18 +114,23 @@ class Device:
         self.memory_used = 0
         self.noise = random.Random(seed)
         self.charge_mah = c.BATTERY_MAH * c.BATTERY_START_PERCENT / 100
-        self.status = "Discharging"
+        self.input_suspended = False
         self.pace: Callable[[int], None] | None = None  # called after every step with now_ns
         self._governor_ns = start_ns
         self._tick_ns: int | None = None
         self._tick_period_ns = 0
         self._on_tick: Callable[[int], None] | None = None
         rails = self._rails_mw()
-        self._temps = _steady_state(rails, self._board_mw(rails))
-        self.rail_registers = [Register(c.RAIL_PERIOD_NS, p) for p in rails]
-        self.board_register = Register(c.RAIL_PERIOD_NS, self._board_mw(rails))
-        self.gauge = Register(c.GAUGE_PERIOD_NS, self._board_mw(rails))
-        self.rail_readings = [*rails, self._board_mw(rails)]
+        board = self._board_mw(rails)
+        self._temps = _steady_state(rails, board, personality.ambient_c)
+        shown = board if self.trace is None else self.trace.signal.idle_mw
+        self.rail_registers = [Register(personality.rail_period_ns, p) for p in rails]
+        self.board_register = Register(personality.rail_period_ns, shown)
+        self.gauge = Register(personality.gauge_period_ns, shown)
+        self.gauge_updates = 0
+        self.battery_mv = self.battery_ma = 0.0  # as the gauge shows them; negative: charging
+        self._update_gauge()
+        self.rail_readings = [*rails, shown]
 
     @property
     def clock_ratio(self) -> float:
@@ -119,17 +142,16 @@ class Device:
         return self._temps[node]
 
     @property
-    def battery_mv(self) -> float:
-        """Terminal voltage under the gauge's current."""
+    def charging(self) -> bool:
+        return self.personality.plugged and not self.input_suspended
+
+    def _update_gauge(self) -> None:
+        """What the fuel gauge shows until its next update: current x voltage = mean power."""
         share = self.charge_mah / c.BATTERY_MAH
         open_mv = c.BATTERY_EMPTY_MV + (c.BATTERY_FULL_MV - c.BATTERY_EMPTY_MV) * share
-        current_a = self.gauge.value / open_mv
-        return open_mv - current_a * c.BATTERY_OHM * 1e3
-
-    @property
-    def battery_ma(self) -> float:
-        """Current out of the battery."""
-        return self.gauge.value / self.battery_mv * 1e3
+        mw = self.gauge.value - (c.CHARGER_MW if self.charging else 0.0)
+        self.battery_mv = open_mv - mw / open_mv * c.BATTERY_OHM * 1e3
+        self.battery_ma = mw / self.battery_mv * 1e3
 
     def on_tick(self, period_ns: int, callback: Callable[[int], None] | None) -> None:
         """Call `callback(now_ns)` every `period_ns` of device time; None ends it."""
@@ -161,11 +183,14 @@ class Device:
         for i, (register, power) in enumerate(zip(self.rail_registers, rails, strict=True)):
             if register.step(t0, t1, power):
                 self.rail_readings[i] = register.value * gauss(1.0, c.RAIL_NOISE)
-        if self.board_register.step(t0, t1, board):
-            self.rail_readings[-1] = self.board_register.value * gauss(1.0, c.RAIL_NOISE)
-        self.gauge.step(t0, t1, board)
+        if self.board_register.step(t0, t1, board, self.trace):
+            noise = gauss(1.0, c.RAIL_NOISE) if self.trace is None else 1.0
+            self.rail_readings[-1] = self.board_register.value * noise
+        if self.gauge.step(t0, t1, board, self.trace):
+            self.gauge_updates += 1
+            self._update_gauge()
         seconds = (t1 - t0) * 1e-9
-        self.charge_mah -= board / self.battery_mv * seconds / 3.6
+        self.charge_mah -= self.battery_ma * seconds / 3600
         self._heat(rails, board, seconds)
         self.now_ns = t1
         if t1 >= self._governor_ns:
@@ -197,12 +222,14 @@ class Device:
             temps[name] += (power * 1e-3 - flow) * seconds / c.JUNCTION_C
         to_skin = (board - temps["skin"]) * c.BOARD_SKIN_G
         to_battery = (board - temps["battery"]) * c.BATTERY_BOARD_G
-        to_air = (temps["skin"] - c.AMBIENT_C) * c.SKIN_AIR_G
+        to_air = (temps["skin"] - self.personality.ambient_c) * c.SKIN_AIR_G
         temps["board"] += (into_board - to_skin - to_battery) * seconds / c.BOARD_C
         temps["skin"] += (to_skin - to_air) * seconds / c.SKIN_C
         temps["battery"] += to_battery * seconds / c.BATTERY_C
 
     def _govern(self) -> None:
+        if self.trace is not None:
+            return  # a synthetic signal wants its latency exact
         skin = self._temps["skin"]
         level = sum(skin >= limit for limit in c.SKIN_STEPS_C)
         if self._temps["npu"] >= c.JUNCTION_LIMIT_C:
@@ -212,10 +239,10 @@ class Device:
         self.level = min(level, len(c.STEP_CLOCK) - 1)
 
 
-def _steady_state(rails: tuple[float, ...], board_mw: float) -> dict[str, float]:
+def _steady_state(rails: tuple[float, ...], board_mw: float, ambient_c: float) -> dict[str, float]:
     """Temperatures after resting forever at this power: a device that nobody has touched."""
     watts = board_mw * 1e-3
-    skin = c.AMBIENT_C + watts / c.SKIN_AIR_G
+    skin = ambient_c + watts / c.SKIN_AIR_G
     board = skin + watts / c.BOARD_SKIN_G
     temps = {n: board + p * 1e-3 / c.JUNCTION_G for n, p in zip(_JUNCTIONS, rails, strict=True)}
     return {**temps, "board": board, "skin": skin, "battery": board}

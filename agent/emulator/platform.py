@@ -15,16 +15,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent import fingerprint
+from agent.charging import Charger
 from agent.emulator import constants as c
 from agent.emulator.device import Device
+from agent.emulator.personalities import PERSONALITIES, Personality
 from agent.emulator.phone import Phone
+from agent.emulator.signals import Signal
 from agent.emulator.sysfs import SysfsTree
-from agent.platform import Column, Sink, log_path
+from agent.platform import Column, Report, Sink, Thermometer, log_path
 from agent.runtime import Runtime, Stop
 from agent.runtime.emulated import EmulatedRuntime
 from agent.runtime.ort_qnn import OrtQnnRuntime
+from agent.sampler import ChannelStats
 from agent.sensors import discover
-from agent.sensors.channel import Channel
+from agent.sensors.channel import Channel, Spec
 from protos import agent_pb2 as pb
 
 _IDLE_PIECE_NS = 1_000_000_000
@@ -45,14 +49,19 @@ class EmulatedPlatform:
         time_factor: float | None = None,
         seed: int = 0,
         phone: Phone | None = None,
+        personality: Personality = PERSONALITIES["board"],
+        signal: Signal | None = None,
     ) -> None:
         self._root = root
         self._seed = seed
         self._factor = time_factor
-        self._device = Device(soc, seed=seed)
+        self._device = Device(soc, seed=seed, personality=personality, signal=signal)
         self._phone = phone
         self._tree = SysfsTree(phone.tree if phone else root / "sysroot", self._device)
-        self._channels = discover(self._tree.root, c.MODEL_PID).channels
+        found = discover(self._tree.root, c.MODEL_PID)
+        self._channels, self._denied = found.channels, found.denied
+        self._thermometer = Thermometer(self._channels)
+        self.charger = Charger(self._tree.root, root / "charger.json")
         self._numerics = OrtQnnRuntime(log_path(root, "ort_qnn"))
         self._lock = threading.Lock()  # whoever advances the device holds it
         self._wall_s = time.monotonic()
@@ -82,6 +91,9 @@ class EmulatedPlatform:
                 **fingerprint.read(self._tree.root),
                 "build": c.BUILD,
                 "perf_profiles": ",".join(c.PROFILE_CLOCK),
+                "personality": self._device.personality.name,
+                "denied": ",".join(self._denied),
+                "charging": self.charger.status(),
             },
         )
 
@@ -107,20 +119,29 @@ class EmulatedPlatform:
         end = self._device.now_ns + ns
         while self._device.now_ns < end and not stop():
             self._device.advance(min(_IDLE_PIECE_NS, end - self._device.now_ns))
+            self._tree.publish()
+
+    def temperatures(self) -> list[tuple[Spec, float]]:
+        self._tree.publish()
+        return self._thermometer.read()
 
     def runtime(self) -> Runtime:
         cache = self._root / "cache" / "outputs"
         return EmulatedRuntime(self._device, self._numerics, cache, self._seed)
 
     @contextmanager
-    def sampling(self, rate_hz: float, sink: Sink) -> Iterator[None]:
+    def sampling(self, rate_hz: float, sink: Sink, report: Report) -> Iterator[None]:
+        device = self._device
         sampler = LockstepSampler(self._channels, self._tree, rate_hz, sink)
-        self._device.on_tick(round(1e9 / rate_hz), sampler.tick)
+        start_ns = device.now_ns
+        device.on_tick(round(1e9 / rate_hz), sampler.tick)
         try:
             yield
+            sampler.last(device.now_ns)
         finally:
-            self._device.on_tick(0, None)
+            device.on_tick(0, None)
             sampler.close()
+        report(sampler.report((device.now_ns - start_ns) / 1e9))
 
     def kill_children(self) -> None:
         self._numerics.kill()
@@ -167,27 +188,54 @@ class LockstepSampler:
         # A slow node is read on every n-th tick.
         self._every = [max(1, round(rate_hz / ch.spec.poll_hz)) for ch in channels]
         self._columns = [Column(i, [], []) for i in range(1, len(channels) + 1)]
+        self._stats = [ChannelStats(column.channel) for column in self._columns]
         self._ticks = 0
         self._pending = 0
+        self._cpu_s = 0.0
         for channel in channels:
             channel.open()
 
     def tick(self, now_ns: int) -> None:
-        self._tree.publish()
-        tick = self._ticks
-        for channel, every, column in zip(self._channels, self._every, self._columns, strict=True):
-            if tick % every == 0 and (value := channel.read()) is not None:
-                column.t_ns.append(now_ns)
-                column.values.append(value)
-                self._pending += 1
-        self._ticks = tick + 1
+        self._read(now_ns, everything=False)
+        self._ticks += 1
         if self._pending >= _FLUSH_SAMPLES:
             self._flush()
 
-    def close(self) -> None:
+    def last(self, now_ns: int) -> None:
+        """Read every channel, so that its samples reach to the end."""
+        self._read(now_ns, everything=True)
         self._flush()
+
+    def report(self, seconds: float) -> pb.SamplerReport:
+        """Of `seconds` of device time; the processor time is this machine's."""
+        return pb.SamplerReport(
+            ticks=self._ticks,
+            cpu_s=self._cpu_s,
+            duration_s=seconds,
+            channels=[stats.to_proto() for stats in self._stats],
+        )
+
+    def close(self) -> None:
         for channel in self._channels:
             channel.close()
+
+    def _read(self, now_ns: int, *, everything: bool) -> None:
+        began = time.thread_time()
+        self._tree.publish()
+        tick = self._ticks
+        for channel, every, column, stats in zip(
+            self._channels, self._every, self._columns, self._stats, strict=True
+        ):
+            # A reading at this very time is there already when the last tick was due now.
+            if (tick % every and not everything) or column.t_ns[-1:] == [now_ns]:
+                continue
+            value = channel.read()
+            stats.add(now_ns, value, 0)
+            if value is not None:
+                column.t_ns.append(now_ns)
+                column.values.append(value)
+                self._pending += 1
+        self._cpu_s += time.thread_time() - began
 
     def _flush(self) -> None:
         full = [column for column in self._columns if column.t_ns]

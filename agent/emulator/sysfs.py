@@ -24,8 +24,9 @@ class SysfsTree:
         self.root = root
         self._device = device
         self._fds: list[int] = []
-        self._live: list[tuple[int, Callable[[], int]]] = []
-        self._written: list[int | None] = []
+        self._live: list[tuple[int, Callable[[], int | bytes]]] = []
+        self._written: list[int | bytes | None] = []
+        self._suspend_fd = -1
         self._soc()
         self._rails()
         self._battery()
@@ -33,15 +34,21 @@ class SysfsTree:
         self._clocks()
         self._memory()
         self.publish()
+        for pattern in device.personality.denied:
+            for node in root.glob(pattern):
+                node.chmod(0)
 
     def publish(self) -> None:
         """Write what has changed since the last call."""
         written = self._written
+        if self._suspend_fd >= 0:
+            self._device.input_suspended = os.pread(self._suspend_fd, 1, 0) == b"1"
         for i, (fd, value) in enumerate(self._live):
             new = value()
             if new != written[i]:
                 written[i] = new
-                os.pwrite(fd, b"%-*d\n" % (_WIDTH, new), 0)
+                text = b"%d" % new if isinstance(new, int) else new
+                os.pwrite(fd, text.ljust(_WIDTH) + b"\n", 0)
         if self._device.memory_used != self._memory_shown:
             self._write_memory()
 
@@ -63,7 +70,7 @@ class SysfsTree:
         self._fds.append(fd)
         return fd
 
-    def _value(self, path: str, value: Callable[[], int]) -> None:
+    def _value(self, path: str, value: Callable[[], int | bytes]) -> None:
         self._live.append((self._open(path), value))
         self._written.append(None)
 
@@ -75,6 +82,8 @@ class SysfsTree:
 
     def _rails(self) -> None:
         device = self._device
+        if not device.personality.rails:
+            return
         for i, name in enumerate((*c.RAILS, c.BOARD_RAIL)):
             base = f"sys/class/hwmon/hwmon{i}"
             self._static(f"{base}/name", "ina231")
@@ -83,10 +92,24 @@ class SysfsTree:
 
     def _battery(self) -> None:
         device, base = self._device, "sys/class/power_supply/battery"
-        self._static(f"{base}/status", device.status)
-        self._value(f"{base}/current_now", lambda: round(-device.battery_ma * 1e3))
+        quirks = device.personality
+        unit = 1e3 if quirks.microamperes else 1.0
+        scale = -unit if quirks.negative_out else unit
+
+        def current() -> int | bytes:
+            if quirks.busy_every and device.gauge_updates % quirks.busy_every == 1:
+                return b""  # what a file can show of a read that fails
+            return round(device.battery_ma * scale)
+
+        self._value(f"{base}/status", lambda: b"Charging" if device.charging else b"Discharging")
+        self._value(f"{base}/current_now", current)
         self._value(f"{base}/voltage_now", lambda: round(device.battery_mv * 1e3))
         self._value(f"{base}/capacity", lambda: int(device.charge_mah / c.BATTERY_MAH * 100))
+        if quirks.power_now:
+            self._static(f"{base}/power_now", "68000000")
+        if quirks.plugged:
+            self._suspend_fd = self._open(f"{base}/input_suspend")
+            os.pwrite(self._suspend_fd, b"0\n", 0)
 
     def _thermal(self) -> None:
         device = self._device
@@ -95,9 +118,11 @@ class SysfsTree:
         ]
         for zone, node in (
             ("cpuss-0", "cpu"), ("gpuss-0", "gpu"), ("ddr", "ddr"), ("aoss-0", "soc"),
-            (device.spec.skin_zone, "skin"), ("xo-therm", "board"), ("battery", "battery"),
+            (device.spec.skin_zone, "skin"), ("xo-therm", "board"),
         ):  # fmt: skip
             zones.append((zone, partial(_millidegrees, device, node)))
+        unit = 1e3 if device.personality.battery_zone_milli else 1.0
+        zones.append(("battery", lambda: round(device.temperature("battery") * unit)))
         # Zones that are not temperatures, as every Snapdragon phone has them.
         zones.append(("pm8550b-ibat-lvl0", lambda: round(device.battery_ma)))
         zones.append(("pm8550b-vbat-lvl0", lambda: round(device.battery_mv)))

@@ -88,12 +88,15 @@ class EmulatedRuntime:
     def run_block(self, feeds: list[Feed], limits: BlockLimits, stop: Stop) -> Block:
         model = _model(self._loaded())
         device, rng = self._device, self._rng()
-        total_us = float(model["latency_us"]["total"]) * float(
-            np.exp(rng.normal(0.0, c.BLOCK_SIGMA))
-        )
+        exact_us = float(model["latency_us"]["total"])
+        # A synthetic power signal stands for an energy known exactly: no noise, no throttling.
+        noisy = device.trace is None
+        total_us = exact_us * float(np.exp(rng.normal(0.0, c.BLOCK_SIGMA))) if noisy else exact_us
         clocked = _clocked_share(model["latency_us"])
         device.load = inference_load(model)
         first = device.now_ns
+        if device.trace is not None:
+            device.trace.begin(first, exact_us * 1e-6)
         pieces: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         done, throttled = 0, False
         while done < MAX_ITERATIONS and not stop():
@@ -102,11 +105,14 @@ class EmulatedRuntime:
                 done >= limits.min_inferences and elapsed >= limits.min_ns
             ):
                 break
-            latency_us = total_us * (clocked / device.clock_ratio + 1.0 - clocked)
+            ratio = device.clock_ratio if noisy else 1.0
+            latency_us = total_us * (clocked / ratio + 1.0 - clocked)
             count = max(1, min(int(c.GOVERNOR_NS / 1e3 / latency_us), MAX_ITERATIONS - done))
-            latencies = block_latencies(latency_us, count, rng=rng)
-            if done == 0:
-                latencies[0] *= c.FIRST_INFERENCE_FACTOR
+            if noisy:
+                latencies = block_latencies(latency_us, count, rng=rng)
+                latencies[0] *= c.FIRST_INFERENCE_FACTOR if done == 0 else 1.0
+            else:
+                latencies = np.full(count, exact_us)
             ends = elapsed + np.cumsum(latencies) * 1e3
             enough = (ends >= limits.min_ns) & (
                 np.arange(done + 1, done + count + 1) >= limits.min_inferences
@@ -119,6 +125,8 @@ class EmulatedRuntime:
             pieces.append(latencies.astype(np.float32))
             done += len(latencies)
         device.load = IDLE
+        if device.trace is not None:
+            device.trace.end(device.now_ns)
         return Block(
             inferences=done,
             t_first_ns=first,
