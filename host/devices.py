@@ -267,11 +267,11 @@ def open_device(target: Target, *, time_factor: float | None = None) -> DeviceSe
 
 def no_device(target: Target, attached: Sequence[str]) -> UserError:
     """The error for a target that no attached device meets."""
-    wanted = target.serial or target.soc or "a device"
+    wanted = " for " + (target.serial or target.soc) if target.serial or target.soc else ""
     listing = "attached: " + "; ".join(attached) if attached else "nothing is attached"
     soc = target.soc or DEFAULT_SOC
     return UserError(
-        f"No device for {wanted}: {listing}.",
+        f"No device{wanted}: {listing}.",
         f"Attach one (qhost doctor tells what is missing), or run on an emulated one: "
         f"--device {soc} --mock.",
     )

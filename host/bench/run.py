@@ -81,10 +81,13 @@ def run_bench(config: BenchConfig, events: BenchEvents) -> BenchOutcome:
     KeyboardInterrupt passes through; the children are ended and the database is whole.
     """
     prepared = prepare(config)
-    config.db_path.parent.mkdir(parents=True, exist_ok=True)
-    with Store.open(config.db_path, create=True) as store:
-        device = open_device(config.target, time_factor=config.time_factor)
-        with closing(device):
+    if config.db_path.exists():
+        # A database that cannot be written is refused before any device is touched; a new one is
+        # not made before there is a device to fill it from.
+        Store.open(config.db_path).close()
+    with closing(open_device(config.target, time_factor=config.time_factor)) as device:
+        config.db_path.parent.mkdir(parents=True, exist_ok=True)
+        with Store.open(config.db_path, create=True) as store:
             return _Bench(config, prepared, store, device, events).run()
 
 
