@@ -53,16 +53,22 @@ class Page:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._browser.call(method, params, self._session)
 
-    def open(self, path: Path) -> float:
-        """Open a file and wait until it is loaded and drawn; seconds from start to first plot."""
+    def open(self, path: Path) -> tuple[float, float]:
+        """Open a file; seconds until its text is shown, and until the plots in view are drawn."""
         start = time.monotonic()
         self.call("Page.navigate", url=path.resolve().as_uri())
         self._browser.wait_event("Page.loadEventFired", self._session)
-        # Two frames: the observer that draws the visible plots runs after the first.
+        shown = time.monotonic() - start
         self.evaluate(
-            "new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r(1))))"
+            """(async () => {
+              const frame = () => new Promise((r) => requestAnimationFrame(() => r()));
+              while (document.getElementById("plotly") && !document.documentElement.dataset.plots) {
+                await frame();
+              }
+              await frame(); await frame(); // what is in view draws itself after a frame
+            })()"""
         )
-        return time.monotonic() - start
+        return shown, time.monotonic() - start
 
     def view(
         self, width: int, height: int = 900, *, dark: bool = False, print_: bool = False
@@ -97,7 +103,7 @@ class Page:
               document.querySelectorAll("details").forEach((d) => { d.open = true; });
               await new Promise((r) => setTimeout(r, 200)); // a resize is answered after a pause
               const frame = () => new Promise((r) => requestAnimationFrame(() => r()));
-              for (let y = 0; y < document.documentElement.scrollHeight; y += 700) {
+              for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight) {
                 scrollTo({ top: y, behavior: "instant" }); await frame(); await frame();
               }
               scrollTo({ top: 0, behavior: "instant" }); await frame(); await frame();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from dataclasses import replace
@@ -53,22 +54,22 @@ def pages(tmp_path_factory):
 
     add("report12", report_page(rows.session(12, awkward=True)))
     add("report3", report_page(rows.session(3, Provenance.MEASURED)))
-    for kind in PLOT_TYPES:
-        for count in (3, 12):
-            add(f"{kind}{count}", plot_page(rows.session(count), kind))
+    for count in (3, 12):  # the one plot that is not in the report
+        add(f"heatmap{count}", plot_page(rows.session(count), "heatmap"))
+    add("trace12", plot_page(rows.session(12), "trace"))
     return found
 
 
-NAMES = ["report12", "report3", *(f"{kind}{n}" for kind in PLOT_TYPES for n in (3, 12))]
+NAMES = ["report12", "report3", "heatmap3", "heatmap12", "trace12"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_page_in_chromium(browser, pages, name):
     page = browser.page()
-    page.view(400, dark=True)
+    page.view(400, 2500, dark=True)
     page.open(pages[name])
     for width, dark in ((400, True), (1600, False)):
-        page.view(width, dark=dark)  # the second time the page must adapt by itself
+        page.view(width, 2500, dark=dark)  # the second time the page must adapt by itself
         page.draw_all()
         assert page.evaluate(LABEL_CHECKS) == []
         assert page.evaluate(PAGE_CHECKS) == []
@@ -207,6 +208,19 @@ def test_one_predicted_figure_gets_a_banner():
     text = visible_text(report_page(replace(session, runs=runs)))
     assert "Not every figure was measured." in text
     assert "MIXED: measured + predicted" in text
+
+
+@pytest.mark.parametrize("kind", PLOT_TYPES)
+def test_plot_page_has_banner_plot_and_table(kind):
+    html = plot_page(rows.session(3), kind)
+    slots = re.findall(r'data-chart="(\w+)"', html)
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', html, re.S)[1])
+    assert slots
+    assert sorted(slots) == sorted(figures)
+    text = visible_text(html)
+    assert "Emulated device." in text
+    assert text.index("Emulated device.") < text.index("Comparison")
+    assert "int8[ calibration=mse]" in text
 
 
 def test_page_of_12_variants_with_long_traces_is_small():

@@ -70,7 +70,19 @@
       if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
     }
   }, { rootMargin: "300px" });
-  nodes.forEach((node) => watcher.observe(node));
+
+  function loadPlotly() {
+    if (window.Plotly || !nodes.length) return;
+    const code = document.createElement("script");
+    code.textContent = document.getElementById("plotly").textContent;
+    document.head.append(code); // runs at once
+  }
+  // After the first frame, so that what can be read is there before what must be drawn.
+  requestAnimationFrame(() => setTimeout(() => {
+    loadPlotly();
+    nodes.forEach((node) => watcher.observe(node));
+    root.dataset.plots = "ready";
+  }));
 
   let timer = 0;
   addEventListener("resize", () => { clearTimeout(timer); timer = setTimeout(() => redraw(true), 120); });
@@ -94,6 +106,7 @@
     closed = [...document.querySelectorAll("details:not([open])")];
     closed.forEach((d) => { d.open = true; });
     applyTheme();
+    loadPlotly();
     nodes.filter(visible).forEach(draw);
   });
   addEventListener("afterprint", () => {
