@@ -28,7 +28,7 @@ from quant.htp.soc import Soc
 
 COMPILE_TIMEOUT_S = 1800.0
 
-_FIGURE = re.compile(rb"QnnLogging\] (spill|fill|write_total|read_total)_bytes=(\d+)")
+_FIGURE = re.compile(rb"\b(spill|fill|write_total|read_total)_bytes=(\d+)")
 _STAGE = re.compile(rb"Completed stage: (.+?) \((\d+) us\)")
 _LOG_ERROR = re.compile(rb"\[[EF]:onnxruntime:[^\]]*\] *(.+)")
 
@@ -119,7 +119,7 @@ def compile_context(
     ToolchainError where the compiler dies, hangs, or writes something it was not asked for.
     """
     options.check(soc)
-    _check_precision(onnx_path, soc)
+    check_precision(onnx_path, soc)
     start = time.monotonic()
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".compile-", dir=out_dir) as temp:
@@ -163,7 +163,8 @@ def unsupported_nodes(onnx_path: Path, soc: Soc, options: HtpOptions) -> tuple[U
         return _read_unsupported(_read_trace(Path(temp)))
 
 
-def _check_precision(onnx_path: Path, soc: Soc) -> None:
+def check_precision(onnx_path: Path, soc: Soc) -> None:
+    """Raise UserError for a float model on a part without fp16."""
     if soc.fp16:
         return
     model = onnx.load(str(onnx_path), load_external_data=False)
