@@ -11,6 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from host.errors import unknown_name
+from host.report.files import write_whole
 from host.stats.power import measured_updates
 from host.store.rows import Channel, Floats, RunData, RunRow
 
@@ -118,12 +119,7 @@ def export_trace(run: RunRow, data: RunData, provenance: str, form: str, path: P
     """Write a run's samples to `path`, all of it or nothing. UserError for an unknown format."""
     if form not in FORMATS:
         raise unknown_name("trace format", form, FORMATS)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        FORMATS[form](run, data, provenance, part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, lambda part: FORMATS[form](run, data, provenance, part))
 
 
 def sparkline(values: Floats, width: int) -> str:

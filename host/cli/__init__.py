@@ -20,6 +20,7 @@ from host.errors import DeviceError, ExitCode, ToolchainError, UserError
 # One module per group of verbs, in the order of `qhost --help`. Each offers register(app).
 VERBS = (
     "bench",
+    "compare",
     "quantize",
     "compile",
     "optimize",

@@ -1,0 +1,54 @@
+"""`qhost compare-all`: one comparison file, one verdict, checks across the methods."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from host.cli import main
+from host.cli.compare import parse_drop, parse_metrics
+from host.errors import UserError
+
+
+def test_a_comparison_under_constraints(finished_lab):
+    lab, _ = finished_lab
+    done = lab.run(
+        "compare-all", "--mock", "--model-path", str(lab.model), "--task", str(lab.task),
+        "--model-type", "vision", "--methods", "fp16,int8,int4", "--emulator-samples", "16",
+        "--metrics", "accuracy,latency,size", "--max-size-mb", "0.000001",
+        "--output-dir", "cmp", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert json.loads((lab.folder / "cmp" / "tiny_comparison.json").read_text()) == document
+    assert document["verdict"]["variant"] is None
+    assert "No variant meets the constraints" in document["verdict"]["headline"]
+    goldens = [c for c in document["cross_checks"] if c["check"] == "goldens"]
+    assert [c["subject"] for c in goldens] == ["fp16", "int8", "int4"]
+    assert all(c["ok"] for c in goldens)
+    pairs = [c["subject"] for c in document["cross_checks"] if c["check"] == "agreement"]
+    assert pairs == ["fp16 / int8", "fp16 / int4", "int8 / int4"]
+    assert not (lab.folder / "qhost.duckdb").exists()
+
+
+def test_drops_in_points_and_percent():
+    assert parse_drop("0.5pt", 0.8) == pytest.approx(0.005)
+    assert parse_drop("5%", 0.8) == pytest.approx(0.04)
+    assert parse_drop("5%", -30.0) == pytest.approx(1.5)
+    for bad in ("5", "pt", "-1pt", "5 percent"):
+        with pytest.raises(UserError, match=r"0\.5pt or 5%"):
+            parse_drop(bad, 1.0)
+
+
+def test_metric_words():
+    assert parse_metrics("latency, size") == ("latency_ms", "model_size_bytes")
+    with pytest.raises(UserError, match="Did you mean latency"):
+        parse_metrics("latncy")
+
+
+def test_bad_words_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare-all", "--mock", "--max-accuracy-drop", "much"]) == 1
+    assert "neither points nor percent" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
