@@ -210,13 +210,16 @@ def _change(
 
 
 def _words(before: Figure, after: Figure, change: Estimate, limit: Limit, outcome: Outcome) -> str:
-    amount, unit = (100.0, " pt") if limit.points else (100.0, " %")
-    text = (
-        f"{before.value:.4g} -> {after.value:.4g} {before.unit}: "
-        f"{abs(change.value) * amount:.2f}{unit} {'worse' if change.value > 0 else 'better'}"
-    )
+    unit = " pt" if limit.points else " %"
+    measure = "" if before.unit == "fraction" else f" {before.unit}"
+    amount = f"{abs(change.value) * 100:.2f}"
+    if float(amount) == 0:
+        words = "no change"
+    else:
+        words = f"{amount}{unit} {'worse' if change.value > 0 else 'better'}"
+    text = f"{before.value:.4g} -> {after.value:.4g}{measure}: {words}"
     if change.low < change.high:
-        text += f" [{change.low * amount:+.2f}, {change.high * amount:+.2f}]"
+        text += f" [{change.low * 100:+.2f}, {change.high * 100:+.2f}]"
     tail = {
         Outcome.PASS: f"within {limit.text}",
         Outcome.REGRESSION: f"limit {limit.text}",

@@ -17,9 +17,10 @@ Matrix = NDArray[np.float64]
 
 MIN_TAIL = 3  # blocks that must follow a change for it to count as settled
 MIN_BLOCKS = 6
-# Parameters a change costs beside the coefficients of its shape. The place is searched for, so a
-# plain count of one would find a change in every eighth quiet series.
-SEARCH_COST = 2.0
+# What a change costs in parameters, beside the coefficients of its shape: its place and kind are
+# searched for, and few values are fitted by chance. Chosen so that a quiet series of any length
+# shows a change in about 5 % (docs/measuring.md); a plain count of one would in 20 % of short ones.
+SEARCH_COST, SHORT_COST = 1.5, 20.0
 
 
 def settles_at(*series: ArrayLike) -> int:
@@ -37,7 +38,8 @@ def settles_at(*series: ArrayLike) -> int:
     floor = n * (1e-6 * np.maximum(np.abs(rows).max(axis=1), 1e-12)) ** 2
     level = np.sum((rows - rows.mean(axis=1, keepdims=True)) ** 2, axis=1) + floor
     quiet = n * float(np.sum(np.log(level / n)))
-    best, place = quiet - (SEARCH_COST + len(rows)) * np.log(n), 0
+    cost = SEARCH_COST + SHORT_COST / n + len(rows)
+    best, place = quiet - cost * np.log(n), 0
     for k, shape in _shapes(n):
         slope, rss = _fit(rows, shape)
         rss = rss + floor

@@ -25,6 +25,7 @@ CLOCK_CHANGE = 0.05  # between blocks, of the NPU's clock
 WIDE_INTERVAL = 0.10  # half width relative to the median
 OUTLIER_FENCE = 3.0  # times the quartile range beyond the quartiles (Tukey's far out)
 GOLDEN_SQNR_DB = 20.0
+WARM_UP_SHIFT = 0.01  # of the latency before the change point
 HOT_START_C = 8.0  # a block that starts so much hotter than the coolest one
 DURATION_TOLERANCE = 0.99
 DISCHARGING = 0.0
@@ -255,9 +256,12 @@ def _warm_up(e: Evidence) -> str:
         return ""
     before = float(np.median(e.block_us[:found]))
     after = float(np.median(e.block_us[found:]))
+    # A first block on a cooler chip that is not slower or faster for it needs no warning.
+    if abs(before / after - 1) < WARM_UP_SHIFT:
+        return ""
     return (
-        f"the device settles only after {found} of {len(e.block_us)} blocks "
-        f"(latency {before / after - 1:+.1%} before)"
+        f"latency settles only after {found} of {len(e.block_us)} blocks "
+        f"({before / after - 1:+.1%} before)"
     )
 
 
@@ -359,7 +363,8 @@ RULES: tuple[Rule, ...] = (
         "See the trace of the run around these blocks.",
     ),
     Rule(
-        "warm_up", _WARN, _warm_up, "no change point in latency and NPU temperature",
+        "warm_up", _WARN, _warm_up,
+        f"no change point with latency {WARM_UP_SHIFT:.0%} off before it",
         "Use a longer warm-up, or --profile sustained.",
     ),
     Rule(

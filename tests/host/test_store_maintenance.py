@@ -151,7 +151,7 @@ def test_a_failing_merge_changes_nothing(tmp_path):
         connection.execute("ALTER TABLE figures ADD COLUMN surprise INTEGER")
     before = contents(ours)
     with Store.open(ours) as store:
-        with pytest.raises(duckdb.Error):
+        with pytest.raises(UserError, match="surprise"):
             merge(store, theirs)
         assert store.count("SELECT count(*) FROM runs") == 2
     assert contents(ours) == before
