@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quant import calibrate
+from quant import calibrate, transformer
 from quant.masks import tame
 from quant.methods.base import Quantized
 from quant.planning import PlanOptions, make_plan
@@ -15,13 +15,14 @@ from quant.task import Task
 
 @dataclass(frozen=True)
 class Pipeline:
-    """level: 0 plain; 1 range search + bias correction; 2 + equalisation; 3 + second order."""
+    """level: 0 to 1: range search + bias correction; 3: + second order. smooth: rewrites first."""
 
     weight_bits: int = 8
     activation_bits: int = 8
     per_channel: bool = True
     block_size: int = 0
     level: int = 0
+    smooth: bool = True
     calibration_method: str = "min-max"
     percentile: float = calibrate.DEFAULT_PERCENTILE
     samples: int | None = None
@@ -29,7 +30,8 @@ class Pipeline:
 
 def run(state: Quantized, task: Task, options: Pipeline) -> Quantized:
     """Quantize the float model of `state` as the options say."""
-    tamed = tame(state.model, task)
+    model = transformer.prepare(state.model, task) if options.smooth else state.model
+    tamed = tame(model, task)
     refined = Refined(tamed.model)
     if options.level >= 1:
         refined = refine_weights(

@@ -55,6 +55,7 @@ def apply(state: Quantized, task: Task, options: PerChannelOptions) -> Quantized
             activation_bits=options.activation_bits,
             per_channel=options.weight_method == "per-channel",
             level=options.optimization_level,
+            smooth=options.optimization_level >= 2,
             calibration_method=options.calibration_method,
             percentile=options.percentile,
         ),
