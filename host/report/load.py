@@ -100,7 +100,8 @@ def _report(
                 layers.get(row.artifact_sha256 or "", ()),
                 start_ns,
                 emulated=emulated,
-                skip_notes=common,
+                notes_above=common,
+                said_above=description,
             )
             for row in rows
         ),
@@ -121,7 +122,8 @@ def _run(
     start_ns: int,
     *,
     emulated: bool,
-    skip_notes: Sequence[str],
+    notes_above: Sequence[str],
+    said_above: Mapping[str, Any],
 ) -> RunReport:
     best, others = closest(figures)
     source = Provenance.EMULATED_DEVICE if emulated else Provenance.MEASURED
@@ -130,7 +132,11 @@ def _run(
         "task": row.task_fingerprint,
         "artifact": row.artifact_sha256 or "",
         "power": row.power_method or "",
-        **{key: str(value) for key, value in json.loads(row.fingerprint_json).items()},
+        **{
+            key: str(value)
+            for key, value in json.loads(row.fingerprint_json).items()
+            if said_above.get(key) != value
+        },
     }
     return RunReport(
         run_id=row.run_id,
@@ -151,7 +157,7 @@ def _run(
             Phase(m.phase, (m.t_start_ns - start_ns) * _NS, (m.t_end_ns - start_ns) * _NS)
             for m in (data.marks if data else ())
         ),
-        notes=tuple(n for n in json.loads(row.notes_json) if n not in skip_notes),
+        notes=tuple(n for n in json.loads(row.notes_json) if n not in notes_above),
     )
 
 

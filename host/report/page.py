@@ -336,7 +336,7 @@ def _section(
         run,
         number,
         parts.get(run.variant, ""),
-        tuple((charts.axis(session, m), _cell(session, run, m)) for m in names if m in run.figures),
+        tuple((charts.axis(session, m), cell) for m in names for cell in _cells(session, run, m)),
         layer_slot,
         layers.worst(5),
         trace_slot,

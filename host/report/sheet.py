@@ -15,7 +15,14 @@ from host.report.data import NOT_REAL
 from host.report.document import figure_document
 from host.report.markdown import escaped, table_markdown
 from host.report.page import render_sheet
-from host.report.text import ABSENT, PROVENANCE_TEXT, interval_text, scale_of, value_text
+from host.report.text import (
+    ABSENT,
+    EMULATED_NOTE,
+    PROVENANCE_TEXT,
+    interval_text,
+    scale_of,
+    value_text,
+)
 from quant.figures import Figure
 
 Value = str | int | float | None | datetime | Figure
@@ -132,9 +139,6 @@ class Sheet:
                 parts.append(Text(table.note, style="dim"))
         parts += [Text(note, style="dim") for note in self.notes]
         return Group(*parts)
-
-
-EMULATED_NOTE = "No time, power, energy, heat or memory figure here was measured."
 
 
 def plain(value: Value, *, break_: str = " ") -> str:

@@ -15,6 +15,7 @@ from host.errors import RunStatus
 from host.report.data import MAIN_METRICS, RunReport, SessionReport
 from host.report.text import (
     ABSENT,
+    EMULATED_NOTE,
     PROVENANCE_TEXT,
     accuracy_name,
     arrow,
@@ -81,7 +82,7 @@ def _heading(session: SessionReport) -> Text:
     text.append(f" · session {session.session_id}", style="dim")
     if session.emulated:
         basis = f": {session.emulation_basis}" if session.emulation_basis else ""
-        text.append(f"\nEMULATED DEVICE{basis}. No figure here was measured.", style="bold yellow")
+        text.append(f"\nEMULATED DEVICE{basis}. {EMULATED_NOTE}", style="bold yellow")
     return text
 
 

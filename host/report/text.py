@@ -50,6 +50,7 @@ SHORT_LABELS = {
 }
 
 ABSENT = "–"
+EMULATED_NOTE = "No time, power, energy, heat or memory figure here was measured."
 
 
 @dataclass(frozen=True)

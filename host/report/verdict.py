@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from host.errors import RunStatus
 from host.report.data import RunReport, SessionReport, Verdict
-from host.report.text import PROVENANCE_TEXT, baseline_text, metric_label, value_text
+from host.report.text import (
+    PROVENANCE_TEXT,
+    baseline_text,
+    interval_text,
+    metric_label,
+    value_text,
+)
 from quant.figures import Figure, Provenance
 
 
@@ -92,7 +98,7 @@ def decide(session: SessionReport, constraints: Constraints | None = None) -> Ve
     return Verdict(
         best.variant,
         _headline(session, best, limits.objective),
-        (*_why(session, best, passing, limits.objective), *reasons, *_failures(session)),
+        (*_why(session, best, passing, limits), *reasons, *_failures(session)),
         described,
     )
 
@@ -113,7 +119,9 @@ def _refusal(run: RunReport, base: RunReport | None, limits: Constraints) -> str
             # From the same samples in both runs, so it is sharper than the two figures apart.
             assert paired.value is not None
             if paired.value > limits.max_accuracy_drop:
-                return f"accuracy {_drop_text(paired, paired.value)} below fp16"
+                text = f"accuracy {_drop_text(paired, paired.value)} below fp16"
+                interval = interval_text(paired)
+                return f"{text} (95 %: {interval})" if interval else text
         elif theirs is not None:
             assert ours.value is not None and theirs.value is not None
             sign = -1.0 if run.accuracy_higher_is_better is False else 1.0
@@ -153,9 +161,9 @@ def _headline(session: SessionReport, best: RunReport, objective: str) -> str:
 
 
 def _why(
-    session: SessionReport, best: RunReport, passing: list[RunReport], objective: str
+    session: SessionReport, best: RunReport, passing: list[RunReport], limits: Constraints
 ) -> list[str]:
-    lines = []
+    lines, objective = [], limits.objective
     changes = [
         f"{metric_label(session, m, short=True).lower()} {change}"
         for m in ("latency_ms", "energy_mj", "model_size_bytes", "accuracy")
@@ -163,6 +171,13 @@ def _why(
     ]
     if changes:
         lines.append(f"Against fp16: {', '.join(changes)}.")
+    paired = best.figure("accuracy_drop_fp16")
+    if paired is not None and (paired.ci_high or 0.0) > limits.max_accuracy_drop:
+        lines.append(
+            f"Not settled: the accuracy drop against fp16 is {interval_text(paired)} pt (95 %, "
+            f"n = {paired.n}), the limit {limits.max_accuracy_drop * 100:g} pt; evaluate more "
+            "samples."
+        )
     ours = best.figures[objective]
     ties = [
         run.variant for run in passing if run is not best and _overlap(ours, run.figures[objective])

@@ -75,6 +75,7 @@ def run(index: int, source: Provenance, *, samples: int = 400) -> RunReport:
             "memory_mb": figure("memory_mb", size * 2.2e-6, source),
             "startup_ms": figure("startup_ms", 40 + 8 * latency, source, 0.05),
         },
+        others=(replace(figure("accuracy", ACCURACY[index], Provenance.ORT_CPU, 1e-6), n=141_104),),
         accuracy_metric="top1",
         accuracy_higher_is_better=True,
         options_json='{"bits": 8}',
