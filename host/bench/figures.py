@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from host.stats.accuracy import accuracy_interval
 from host.stats.paired import accuracy_drop
 from quant.artifact import Artifact
 from quant.figures import METRICS, Figure, Provenance
 from quant.metrics import METRICS as TASK_METRICS
+from quant.metrics import Metric
 
 Scores = NDArray[np.float64]
 COMPILER_METRICS = ("ddr_read_bytes", "ddr_write_bytes", "spill_bytes", "fill_bytes")
 
 
-def static_figures(artifact: Artifact, soc: str) -> list[Figure]:
+def static_figures(artifact: Artifact, soc: str, seed: int) -> list[Figure]:
     """Accuracy in onnxruntime and in the HTP emulator, the compiler's figures, file sizes."""
     quality: Mapping[str, Mapping[str, Any]] = artifact.manifest["quality"]
+    scores = score_arrays(artifact)
     figures: list[Figure] = []
-    for engine in ("ort_cpu", "htp_emulator"):
-        if engine in quality:
-            figures += quality_figures(quality[engine])
+    for engine in (Provenance.ORT_CPU, Provenance.HTP_EMULATOR):
+        if engine.value in quality:
+            _, own = scores.get(engine, ("", None))
+            figures += quality_figures(quality[engine.value], own, seed)
     compiled = artifact.soc(soc)
     for name in COMPILER_METRICS:
         figures.append(_exact(name, compiled["figures"][name], Provenance.COMPILER))
@@ -36,20 +40,31 @@ def static_figures(artifact: Artifact, soc: str) -> list[Figure]:
     return figures
 
 
-def quality_figures(quality: Mapping[str, Any]) -> list[Figure]:
+def quality_figures(quality: Mapping[str, Any], scores: Scores | None, seed: int) -> list[Figure]:
     """Of one engine. Without labels the accuracy is the agreement with the float model."""
     provenance, n = Provenance(quality["provenance"]), int(quality["n"])
-    value = quality["value"]
-    figures = [
-        Figure(
+    metric = TASK_METRICS.get(str(quality["metric"]))
+    if metric is None or scores is None:
+        accuracy = Figure(
             "accuracy",
-            quality["agreement"] if value is None else value,
+            quality["agreement"],
             METRICS["accuracy"].unit,
             provenance,
             n,
-            reason="agreement with the float model: no labels" if value is None else "",
+            reason="agreement with the float model: no labels",
         )
-    ]
+    else:
+        estimate = accuracy_interval(scores, metric.aggregate, seed=seed)
+        accuracy = Figure(
+            "accuracy",
+            estimate.value,
+            metric.unit,
+            provenance,
+            n,
+            estimate.low if np.isfinite(estimate.low) else None,
+            estimate.high if np.isfinite(estimate.high) else None,
+        )
+    figures = [accuracy]
     for name in ("sqnr_db", "agreement"):
         absent = quality[name] is None
         figures.append(
@@ -97,8 +112,7 @@ def drop_figures(artifact: Artifact, baseline: Artifact | None, seed: int) -> li
             name,
             reference,
             ours["htp_emulator"],
-            metric.aggregate,
-            metric.higher_is_better,
+            metric,
             seed,
         )
         for name, reference in references
@@ -109,18 +123,21 @@ def _drop(
     name: str,
     reference: Scores,
     scores: Scores,
-    aggregate: Callable[[Scores], float],
-    higher_is_better: bool,
+    metric: Metric,
     seed: int,
 ) -> Figure:
     n = min(len(reference), len(scores))
     estimate = accuracy_drop(
-        reference[:n], scores[:n], aggregate, higher_is_better=higher_is_better, seed=seed
+        reference[:n],
+        scores[:n],
+        metric.aggregate,
+        higher_is_better=metric.higher_is_better,
+        seed=seed,
     ).drop
     return Figure(
         name,
         estimate.value,
-        METRICS[name].unit,
+        metric.unit,
         Provenance.HTP_EMULATOR,
         n,
         estimate.low,

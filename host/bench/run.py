@@ -314,7 +314,9 @@ class _Bench:
             [Stage(name, s, built.cached) for name, s in built.stages.items()],
         )
         self.store.set_artifact(job.run_id, artifact.sha256)
-        self.store.add_figures(job.run_id, static_figures(artifact, self.device.info.soc))
+        self.store.add_figures(
+            job.run_id, static_figures(artifact, self.device.info.soc, self.config.seed)
+        )
         for engine, (metric, scores) in score_arrays(artifact).items():
             self.store.add_scores(job.run_id, engine, metric, scores)
         runner.put(artifact)

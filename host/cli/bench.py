@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -218,7 +218,7 @@ def register(app: typer.Typer) -> None:
 
 
 def resolve_bench(
-    flags: dict[str, object],
+    flags: Mapping[str, object],
     models: tuple[ModelInput, ...],
     *,
     resume: bool,
@@ -298,7 +298,7 @@ def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) 
     if outcome.user_error:
         raise UserError(outcome.user_error)
     with Store.open(config.db_path, read_only=True) as store:
-        reports = load_session(store, outcome.session_id)
+        reports = load_session(store, outcome.session_id, artifacts=outcome.artifacts.values())
     folder = config.output_dir / outcome.session_id
     pages = []
     for report in reports:
