@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -10,26 +11,50 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from host.errors import UserError
-from quant.htp.soc import soc_of_model
+from quant.htp.soc import get_soc, soc_of_model
 
 if TYPE_CHECKING:
     from quant.artifact import Artifact
     from quant.htp.inspect import ContextInfo, ContextTensor
 
 
+_BARS = "▁▂▃▄▅▆▇█"
+
+
 def inspect(
-    path: Annotated[Path, typer.Argument(help="an artifact (.qnn) or a context binary (.bin)")],
+    path: Annotated[
+        Path | None, typer.Argument(help="an artifact (.qnn), a context binary (.bin), or .onnx")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="JSON instead of tables")] = False,
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="also the QNN operators each ONNX node became")
+    ] = False,
+    fallback: Annotated[
+        Path | None, typer.Option(help="an .onnx: list the nodes the HTP refuses, and why")
+    ] = None,
+    schedule: Annotated[
+        bool,
+        typer.Option("--schedule", help="compile again and summarise the compiler's schedule"),
+    ] = False,
+    device: Annotated[str, typer.Option(help="SoC for --fallback and --schedule")] = "",
 ) -> None:
     """Show SoCs, toolchain, graphs, tensors, memory and sizes, and check every checksum."""
     from quant.artifact import open_artifact
     from quant.htp.inspect import read_context
 
+    if fallback is not None:
+        _show_fallback(fallback, device or "sm8650", json_output)
+        return
+    if path is None:
+        raise UserError("Nothing to inspect.", "Give a .qnn, a context .bin or --fallback M.onnx.")
     if not path.is_file():
         raise UserError(f"{path} does not exist.", "Give a .qnn or a context .bin.")
+    if schedule:
+        _show_schedule(path, device, json_output)
+        return
     if path.suffix == ".bin":
         info = read_context(path)
         report = {"file": str(path), "size_bytes": path.stat().st_size, **_context_json(info)}
@@ -42,12 +67,86 @@ def inspect(
     contexts = _read_contexts(artifact)
     if json_output:
         print(json.dumps(_artifact_json(artifact, contexts), indent=2))
-    else:
-        _print_artifact(Console(), artifact, contexts)
+        return
+    console = Console()
+    _print_artifact(console, artifact, contexts)
+    if nodes:
+        _print_nodes(console, artifact)
 
 
 def register(app: typer.Typer) -> None:
     app.command("inspect")(inspect)
+
+
+def _show_fallback(path: Path, device: str, json_output: bool) -> None:
+    from quant.htp.compile import unsupported_nodes
+    from quant.htp.options import HtpOptions
+
+    rows = unsupported_nodes(path, get_soc(device), HtpOptions())
+    if json_output:
+        print(json.dumps([dataclasses.asdict(r) for r in rows], indent=2))
+        return
+    if not rows:
+        print(f"{device}: the HTP takes every node of {path.name}.")
+        return
+    table = Table("node", "operator", Column("reason", overflow="fold"))
+    for row in rows:
+        table.add_row(row.node, row.op_type, row.reason)
+    console = Console()
+    console.print(
+        f"{device}: the HTP refuses {_count(len(rows), 'node')} of {path.name}", highlight=False
+    )
+    console.print(table)
+
+
+def _show_schedule(path: Path, device: str, json_output: bool) -> None:
+    from quant.artifact import MANIFEST, open_artifact
+    from quant.htp.options import HtpOptions
+    from quant.htp.schedule import read_schedule
+
+    schedules = {}
+    with tempfile.TemporaryDirectory(prefix="qhost-inspect-") as temp:
+        if path.suffix == ".qnn":
+            artifact = open_artifact(path)
+            artifact.extract_members(
+                Path(temp), [n for n in artifact.members if "/" not in n and n != MANIFEST]
+            )
+            model = Path(temp) / "model.onnx"
+            options = HtpOptions.parse(artifact.manifest["htp_options"])
+            socs = [device] if device else list(artifact.socs)
+        else:
+            model, options, socs = path, HtpOptions(), [device or "sm8650"]
+        for soc in socs:
+            schedules[soc] = read_schedule(model, get_soc(soc), options)
+    if json_output:
+        print(json.dumps({s: dataclasses.asdict(v) for s, v in schedules.items()}, indent=2))
+        return
+    for soc, s in schedules.items():
+        kinds = ", ".join(f"{kind} {count}" for kind, count in s.kinds[:8])
+        stages = ", ".join(f"{n} {us / 1000:.1f} ms" for n, us in s.stage_us.items())
+        bar = "".join(_BARS[min(7, v * 8 // (s.vtcm_peak_bytes + 1))] for v in s.vtcm_over_time)
+        pairs = [
+            ("steps", f"{s.operations:,}: {s.hmx:,} HMX, {s.hvx:,} HVX, {s.dma:,} DMA"),
+            ("barriers", f"{s.sync:,}"),
+            ("VTCM over time", f"{bar} (peak {_bytes(s.vtcm_peak_bytes)})"),
+            ("DRAM read, write", f"{_bytes(s.dram_read_bytes)}, {_bytes(s.dram_write_bytes)}"),
+            ("VTCM read, write", f"{_bytes(s.vtcm_read_bytes)}, {_bytes(s.vtcm_write_bytes)}"),
+            ("most frequent", kinds),
+            ("compile stages", stages),
+        ]
+        _print_pairs(Console(), f"{soc}: the compiler's schedule", pairs)
+
+
+def _print_nodes(console: Console, artifact: Artifact) -> None:
+    for soc in artifact.socs:
+        table = Table(
+            Column("ONNX node", overflow="fold"),
+            Column("QNN operators", overflow="fold"),
+            title=f"{soc}: what became of the nodes",
+        )
+        for node, ops in artifact.soc(soc)["node_map"].items():
+            table.add_row(node, ", ".join(ops))
+        console.print(table)
 
 
 def _read_contexts(artifact: Artifact) -> dict[str, ContextInfo]:
@@ -209,3 +308,7 @@ def _cell(value: object) -> str:
 def _bytes(count: int) -> str:
     """Bytes with a decimal unit beside them, so that small and large files compare."""
     return f"{count:,} B" if count < 100_000 else f"{count:,} B ({count / 1e6:.2f} MB)"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -124,9 +124,9 @@ def compile_context(
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".compile-", dir=out_dir) as temp:
         work = Path(temp)
-        answer, log = _run_compiler(onnx_path, soc, options, work, timeout_s)
+        answer, log = run_compiler(onnx_path, soc, options, work, timeout_s)
         if not answer["ok"]:
-            raise _refusal(onnx_path, soc, str(answer["error"]), work, log)
+            raise refusal(onnx_path, soc, str(answer["error"]), work, log)
         wrapper, binaries = work / CONTEXT_NAME, list(work.glob("*.bin"))
         if not wrapper.exists() or len(binaries) != 1:
             raise ToolchainError(
@@ -159,7 +159,7 @@ def unsupported_nodes(onnx_path: Path, soc: Soc, options: HtpOptions) -> tuple[U
     """The nodes of `onnx_path` that the HTP of `soc` refuses; empty where all are taken."""
     options.check(soc)
     with tempfile.TemporaryDirectory(prefix="qhost-fallback-") as temp:
-        _run_compiler(onnx_path, soc, options, Path(temp), COMPILE_TIMEOUT_S)
+        run_compiler(onnx_path, soc, options, Path(temp), COMPILE_TIMEOUT_S)
         return _read_unsupported(_read_trace(Path(temp)))
 
 
@@ -175,11 +175,20 @@ def check_precision(onnx_path: Path, soc: Soc) -> None:
         )
 
 
-def _run_compiler(
-    onnx_path: Path, soc: Soc, options: HtpOptions, work: Path, timeout_s: float
+def run_compiler(
+    onnx_path: Path,
+    soc: Soc,
+    options: HtpOptions,
+    work: Path,
+    timeout_s: float,
+    extra: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], bytes]:
+    """Compile in the directory `work`, with `extra` provider options; the answer and the log."""
     stage_model(onnx_path, work)
-    request = {"soc_model": soc.soc_model, "options": options.provider_options()}
+    request = {
+        "soc_model": soc.soc_model,
+        "options": {**options.provider_options(), **(extra or {})},
+    }
     subject = f"{onnx_path.name} for {soc.id}"
     return run_worker(worker_command("compile"), request, work, subject, timeout_s)
 
@@ -327,7 +336,8 @@ def _read_node_map(trace: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(ops) for name, ops in nodes.items()}
 
 
-def _refusal(onnx_path: Path, soc: Soc, error: str, work: Path, log: bytes) -> UserError:
+def refusal(onnx_path: Path, soc: Soc, error: str, work: Path, log: bytes) -> UserError:
+    """The error for a graph that did not compile: the refused node, or the log's reason."""
     refused = _read_unsupported(_read_trace(work))
     if refused:
         first = refused[0]
