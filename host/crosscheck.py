@@ -1,61 +1,154 @@
-"""Checks across the methods of one session: do the variants deserve to be compared at all?"""
+"""Do the figures make sense together? Checks within a run, between methods, and on their outputs.
+
+A broken rule is a remark, never a verdict: it names what to look at before the figures are used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import pairwise
 
 import numpy as np
 
 from host.errors import RunStatus
-from host.store import Store
-from host.store.rows import Floats, RunRow
-from quant.figures import Provenance
+from host.gate import Subject
+from host.store.rows import Floats
 
-# Two variants of one model that score differently on more than this share of the samples do not
-# differ by rounding: one of them is another function.
-MAX_DISAGREEMENT = 0.2
+ENERGY_TOLERANCE = 0.20  # power x time against energy: blocks and medians differ a little
+SQNR_MARGIN_DB = 3.0
+MIN_AGREEMENT = 0.5  # with the float model; below it the graph computes something else
+ODD_ONE_OUT = 0.15  # less often like the others than these are like each other
+BY_PRECISION = ("fp16", "int8", "int4")
 
 
 @dataclass(frozen=True)
-class CrossCheck:
-    """One check; `subject` is a variant or a pair. `ok` None: there was nothing to check."""
-
-    check: str
-    subject: str
-    ok: bool | None
-    detail: str
+class Remark:
+    rule: str
+    text: str
 
 
-def cross_checks(store: Store, runs: Sequence[RunRow]) -> list[CrossCheck]:
-    """Goldens of every run, and the agreement of every pair on the same labelled samples."""
-    done = [r for r in runs if r.status is RunStatus.OK]
-    checks = [_golden(store, run) for run in done]
-    scores = {r.variant: store.scores_of(r.run_id, Provenance.HTP_EMULATOR) for r in done}
-    scored = {name: values for name, values in scores.items() if values is not None}
-    return checks + [_agreement(a, b, scored[a], scored[b]) for a, b in combinations(scored, 2)]
+def cross_check(
+    subjects: Sequence[Subject], scores: Mapping[str, Floats] | None = None
+) -> list[Remark]:
+    """Remarks on the variants of one model. `scores`: 0/1 per sample (N,), by variant."""
+    usable = [s for s in subjects if s.status is RunStatus.OK]
+    found = [
+        Remark(name, f"{subject.name}: {text}")
+        for subject in usable
+        for name, rule in WITHIN.items()
+        if (text := rule(subject))
+    ]
+    by_name = {s.name: s for s in usable}
+    for name, between in BETWEEN.items():
+        found += [Remark(name, text) for text in between(by_name)]
+    return found + [Remark("odd_one_out", text) for text in _odd_one_out(scores or {})]
 
 
-def _golden(store: Store, run: RunRow) -> CrossCheck:
-    golden = store.run_data(run.run_id).golden
-    if golden is None:
-        return CrossCheck("goldens", run.variant, None, "the device checked none")
-    same = "bit-equal" if golden.bit_equal else f"{golden.sqnr_db:.1f} dB"
-    detail = f"{golden.samples} outputs of the device against the artifact's: {same}"
-    return CrossCheck("goldens", run.variant, golden.bit_equal or golden.sqnr_db >= 40, detail)
+def _order_of_latencies(s: Subject) -> str:
+    names = ("latency_min_ms", "latency_ms", "latency_p90_ms", "latency_p99_ms")
+    present = [(name, value) for name in names if (value := _value(s, name)) is not None]
+    for (a, x), (b, y) in pairwise(present):
+        if x > y:
+            return f"{a} {x:.4g} is above {b} {y:.4g}"
+    return ""
 
 
-def _agreement(a: str, b: str, first: Floats, second: Floats) -> CrossCheck:
-    n = min(len(first), len(second))
-    one, two = first[:n].reshape(n, -1), second[:n].reshape(n, -1)
-    # 0/1 scores must be equal; others may differ by a twentieth of their spread.
-    spread = 0.05 * float(np.std(np.concatenate([one, two])))
-    binary = bool(np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all())
-    same = float(np.mean(np.abs(one - two).max(axis=1) <= (0.0 if binary else spread)))
-    return CrossCheck(
-        "agreement",
-        f"{a} / {b}",
-        same >= 1 - MAX_DISAGREEMENT,
-        f"same score on {same * 100:.1f} % of {n} samples (HTP emulator)",
+def _throughput(s: Subject) -> str:
+    fastest, rate = _value(s, "latency_min_ms"), _value(s, "throughput_items_per_sec")
+    if fastest is None or rate is None or rate * fastest <= 1000 * 1.01:
+        return ""
+    return f"{rate:.4g} inferences per second need less than the fastest one, {fastest:.4g} ms"
+
+
+def _energy(s: Subject) -> str:
+    power, rate, gross = (
+        _value(s, name) for name in ("power_mw", "throughput_items_per_sec", "energy_gross_mj")
     )
+    if power is None or not rate or not gross:
+        return ""
+    expected = power / rate
+    if abs(expected / gross - 1) <= ENERGY_TOLERANCE:
+        return ""
+    return f"power over throughput gives {expected:.4g} mJ, energy is {gross:.4g} mJ"
+
+
+def _net_energy(s: Subject) -> str:
+    net, gross = _value(s, "energy_mj"), _value(s, "energy_gross_mj")
+    if net is None or gross is None or 0 < net <= gross:
+        return ""
+    return f"net energy {net:.4g} mJ is not between 0 and the gross {gross:.4g} mJ"
+
+
+def _loads(s: Subject) -> str:
+    cold, warm = _value(s, "startup_ms"), _value(s, "startup_warm_ms")
+    if cold is None or warm is None or warm <= cold:
+        return ""
+    return f"the warm load took longer ({warm:.4g} ms) than the cold one ({cold:.4g} ms)"
+
+
+def _agreement(s: Subject) -> str:
+    agreement = _value(s, "agreement")
+    if agreement is None or agreement >= MIN_AGREEMENT:
+        return ""
+    return f"agrees with the float model in {agreement:.0%} of samples only"
+
+
+def _sizes(runs: Mapping[str, Subject]) -> list[str]:
+    sizes = [(n, v) for n in BY_PRECISION if n in runs
+             and (v := _value(runs[n], "model_size_bytes")) is not None]  # fmt: skip
+    return [
+        f"{b} is not smaller than {a} ({y / 1e6:.3g} and {x / 1e6:.3g} MB): are its weights packed?"
+        for (a, x), (b, y) in pairwise(sizes)
+        if y >= x
+    ]
+
+
+def _precision(runs: Mapping[str, Subject]) -> list[str]:
+    found = [(n, v) for n in BY_PRECISION if n in runs
+             and (v := _value(runs[n], "sqnr_db")) is not None]  # fmt: skip
+    return [
+        f"{b} is nearer to the float model than {a} ({y:.1f} and {x:.1f} dB): was it quantized?"
+        for (a, x), (b, y) in pairwise(found)
+        if y > x + SQNR_MARGIN_DB
+    ]
+
+
+def _odd_one_out(scores: Mapping[str, Floats]) -> list[str]:
+    """A variant whose right and wrong samples are unlike those of all others."""
+    usable = {n: s for n, s in scores.items() if s.ndim == 1 and np.isin(s, (0, 1)).all()}
+    if len(usable) < 3 or len({len(s) for s in usable.values()}) != 1:
+        return []
+    names = list(usable)
+    table = np.array([usable[name] for name in names])
+    alike = (table[:, None, :] == table[None, :, :]).mean(axis=2)
+    lines = []
+    for i, name in enumerate(names):
+        others = [j for j in range(len(names)) if j != i]
+        ours = float(np.median(alike[i, others]))
+        theirs = float(np.median([alike[j, k] for j in others for k in others if j < k]))
+        if ours < theirs - ODD_ONE_OUT:
+            lines.append(
+                f"{name} is right and wrong on other samples than the rest: alike in {ours:.0%}, "
+                f"they among themselves in {theirs:.0%}"
+            )
+    return lines
+
+
+WITHIN: dict[str, Callable[[Subject], str]] = {
+    "latency_order": _order_of_latencies,
+    "throughput": _throughput,
+    "energy": _energy,
+    "net_energy": _net_energy,
+    "loads": _loads,
+    "agreement": _agreement,
+}
+BETWEEN: dict[str, Callable[[Mapping[str, Subject]], list[str]]] = {
+    "sizes": _sizes,
+    "precision": _precision,
+}
+
+
+def _value(s: Subject, metric: str) -> float | None:
+    figure = s.figures.get(metric)
+    return figure.value if figure is not None and figure.valid else None
