@@ -34,6 +34,7 @@ CONNECT_TIMEOUT_S = 15.0
 PUSH_BASE_S = 30.0
 PUSH_MIN_BYTES_PER_S = 1e6
 RECONNECT_POLL_S = 0.2
+PROBE_TIMEOUT_S = 5.0
 _FRAME = struct.Struct("<BI")
 _STDOUT, _STDERR, _EXIT = 1, 2, 3
 _NETWORK_SERIAL = re.compile(r"^[^\s:]+:\d+$")
@@ -369,19 +370,22 @@ class AdbDevice:
                 self.server.ensure()
                 states = {serial: state for serial, state, _ in self.server.states()}
                 if states.get(self.serial) == "device":
+                    # The server does not notice a device that froze: only an answer counts.
+                    self.shell("true", PROBE_TIMEOUT_S)
                     return
-                if states.get(self.serial) == "unauthorized":
-                    raise explain(self.serial, "unauthorized")
+                why = explain(self.serial, states.get(self.serial, "device not found"))
+                if not why.transient:
+                    raise why
                 if _NETWORK_SERIAL.match(self.serial) and self.serial not in states:
                     self.server.connect(self.serial)
-                    continue
             except (ConnectionError, AdbFailure):
-                pass
+                why = explain(self.serial, "")
             except DeviceError as error:
                 if not error.transient:
                     raise
+                why = error
             if time.monotonic() > deadline:
-                raise explain(self.serial, "device not found")
+                raise why
             time.sleep(RECONNECT_POLL_S)
 
 

@@ -17,6 +17,8 @@ from quant.artifact import Artifact
 
 # A phone that reboots is back on USB in a minute or two; one that was only unplugged at once.
 RETURN_TIMEOUT_S = 60.0
+# Once it stayed away that long, nothing waits for it again for more than this.
+LOST_TIMEOUT_S = 5.0
 OPEN_ATTEMPTS = 3
 
 
@@ -120,6 +122,7 @@ class AdbSession:
         self._device = device
         self._lease = held
         self._endpoint: AgentEndpoint | None = None
+        self._lost = False
         self._started = install.running_agent(device) is None
         try:
             self._attach(ensure_agent(device))
@@ -164,10 +167,18 @@ class AdbSession:
                 self._reach()
                 install.put_artifact(self._device, files, artifact.sha256)
 
+    def _wait(self) -> None:
+        try:
+            self._device.wait_ready(LOST_TIMEOUT_S if self._lost else RETURN_TIMEOUT_S)
+            self._lost = False
+        except DeviceError:
+            self._lost = True
+            raise
+
     def _reach(self) -> AgentEndpoint:
         """Find the agent again and forward anew. DeviceError when it, or the device, is gone."""
         assert self._endpoint
-        self._device.wait_ready(RETURN_TIMEOUT_S)
+        self._wait()
         agent = install.running_agent(self._device)
         if agent is None or agent.pid != self._endpoint.agent.pid:
             raise DeviceError(
@@ -190,12 +201,15 @@ class AdbSession:
 
     def restart(self) -> None:
         """A new agent with an empty spool, in place of whatever is there."""
-        self._device.wait_ready(RETURN_TIMEOUT_S)
+        self._wait()
         self._attach(ensure_agent(self._device, clean=True))
 
     def close(self) -> None:
         """Leave the device as it was found; what cannot be done on a lost device is left undone."""
         self._detach()
+        if self._lost:
+            self._lease.abandon()
+            return
         with contextlib.suppress(DeviceError):
             agent = install.running_agent(self._device)
             if agent and self._started:

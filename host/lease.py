@@ -87,6 +87,10 @@ class HeldLease:
     def __exit__(self, *_: object) -> None:
         self.release()
 
+    def abandon(self) -> None:
+        """Renew it no more; it runs out by itself on a device that cannot be reached."""
+        self._stop.set()
+
     def release(self) -> None:
         """Give the device back; without an error when it is gone."""
         self._stop.set()

@@ -143,9 +143,14 @@ def _fill(filler: Path, free: int) -> None:
     """Take all of /data but `free` bytes."""
     room = os.statvfs(filler.parent)
     size = room.f_bavail * room.f_frsize - free
+    step = room.f_frsize
     with filler.open("wb") as file:
-        if size > 0:
-            os.posix_fallocate(file.fileno(), 0, size)
+        while size > 0:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return
+            except OSError:  # the file's own bookkeeping takes room, too
+                size -= step
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
