@@ -82,7 +82,7 @@ def bars(chart: Bars, panel: int, numbers: dict[str, int]) -> Chart:
     low, high = span([v for v in values if v is not None], zero=True)
     if axis.metric == "accuracy":
         low, high = span([v for v in values if v is not None])
-    room = (high - low) * 0.22  # for the value at the end of the longest bar
+    room = (high - low) * 0.3  # for the value at the end of the longest bar
     error = [None if v is None or v.high is None else v.high - v.value for v in values]
     minus = [None if v is None or v.low is None else v.value - v.low for v in values]
     dots = axis.metric == "accuracy"  # a bar that does not start at zero would lie

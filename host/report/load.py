@@ -135,7 +135,7 @@ def _run(
         **{
             key: str(value)
             for key, value in json.loads(row.fingerprint_json).items()
-            if said_above.get(key) != value
+            if said_above.get(key) != value and key != "perf_profiles"
         },
     }
     return RunReport(
@@ -235,7 +235,9 @@ def _settings(session: SessionRow, run: RunRow, description: Mapping[str, Any]) 
         "qhost": session.host_version,
     }
     words = {"model": "device model", "build": "device build", "os": "device OS"}
-    settings |= {words.get(k, k): str(v) for k, v in description.items() if k != "emulation_basis"}
+    # The basis stands in the banner; what the HTP could do is not what it did.
+    said = {k: v for k, v in description.items() if k not in ("emulation_basis", "perf_profiles")}
+    settings |= {words.get(k, k): str(v) for k, v in said.items()}
     return {key: value for key, value in settings.items() if value}
 
 

@@ -318,7 +318,7 @@ def _bar_panel(
     known = [v for v in values if v is not None]
     dots = axis.metric == "accuracy"  # a bar that does not start at zero would lie
     low, high = span(known, zero=not dots)
-    axes.set_xlim(low, high + (high - low) * 0.24)
+    axes.set_xlim(low, high + (high - low) * 0.28)
     for row, (value, role) in enumerate(zip(values, roles, strict=True)):
         if value is None:
             axes.text(low, row, " no valid figure", va="center", size=7.5, color=MUTED)

@@ -128,6 +128,22 @@ def test_figures_of_different_provenance_are_not_ranked():
     assert set(pareto_front(mixed)) == {"fp16", "int8", "int8[calibration=mse]"}
 
 
+def test_an_unsettled_accuracy_is_said():
+    session = rows.session(2)
+    drop = Figure(
+        "accuracy_drop_fp16", 0.002, "fraction", Provenance.HTP_EMULATOR, 256, -0.01, 0.014
+    )
+    runs = (session.runs[0], rows.with_figure(session.runs[1], drop))
+    verdict = decide(replace(session, runs=runs))
+    assert verdict.variant == "int8"
+    assert any("Not settled" in r and "-1.0 to 1.4 pt" in r for r in verdict.reasons)
+    worse = replace(drop, value=0.012)
+    runs = (session.runs[0], rows.with_figure(session.runs[1], worse))
+    verdict = decide(replace(session, runs=runs))
+    assert verdict.variant == "fp16"
+    assert "int8: accuracy 1.20 pt below fp16 (95 %: -1.0 to 1.4)." in verdict.reasons
+
+
 def test_overlapping_intervals_are_said():
     session = rows.session(3)
     near = replace(session.runs[2].figures["latency_ms"], value=1.005, ci_low=0.995, ci_high=1.015)

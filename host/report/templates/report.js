@@ -32,10 +32,17 @@
     return figure.annotations[fitting.length ? fitting[fitting.length - 1] : widths[0]];
   }
 
+  // Width in CSS pixels that a sheet of A4 or Letter leaves, by the print columns of report.css.
+  // Before printing the layout is still that of the screen, so it cannot be asked.
+  function paper(node) {
+    if (node.closest(".bars")) return 345;
+    return node.closest(".radar") ? 235 : 705;
+  }
+
   function draw(node) {
     const figure = figures[node.dataset.chart];
     const style = getComputedStyle(root);
-    const width = Math.max(node.clientWidth, 200);
+    const width = Math.max(Math.min(node.clientWidth, printing ? paper(node) : Infinity), 200);
     const layout = resolve({ ...figure.layout, annotations: annotations(figure, width) }, style);
     const ink = style.getPropertyValue("--ink").trim();
     const line = style.getPropertyValue("--line").trim();
