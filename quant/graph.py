@@ -221,3 +221,16 @@ def encoding_groups(graph: ir.Graph) -> dict[str, str]:
                 a, b = find(name_of(node.inputs[0])), find(name_of(output))
                 parent[b] = a
     return {name: find(name) for name in parent}
+
+
+def set_initializer(graph: ir.Graph, name: str, data: Array) -> ir.Value:
+    """A new initializer with this float data under an unused name."""
+    unique, k = name, 0
+    taken = {v.name for node in graph for v in node.outputs} | {v.name for v in graph.inputs}
+    while unique in graph.initializers or unique in taken:
+        k += 1
+        unique = f"{name}_{k}"
+    array = np.ascontiguousarray(data)
+    value = ir.val(unique, const_value=ir.tensor(array, name=unique))
+    graph.register_initializer(value)
+    return value

@@ -9,9 +9,17 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from quant.encoding import Array
 from quant.fuse import fuse_gelu, fuse_layer_norm, fuse_linear, fuse_tanh_gelu
-from quant.graph import array_of, classify, float_attribute, int_attribute, is_float, name_of
+from quant.graph import (
+    array_of,
+    classify,
+    float_attribute,
+    int_attribute,
+    is_float,
+    name_of,
+    set_initializer,
+)
+from quant.lower import lower_lstm
 from quant.masks import limit_constants
 from quant.model import Model, wrap
 
@@ -21,6 +29,7 @@ def simplify(model: Model) -> Model:
     graph = model.clone()
     drop_identities(graph.graph)
     fold_batch_normalization(graph.graph)
+    lower_lstm(graph.graph)
     limit_constants(graph.graph)
     fuse_layer_norm(graph.graph)
     fuse_gelu(graph.graph)
@@ -29,19 +38,6 @@ def simplify(model: Model) -> Model:
     normalize_gemm(graph.graph)
     unshare_initializers(graph.graph)
     return wrap(graph, model.name)
-
-
-def set_initializer(graph: ir.Graph, name: str, data: Array) -> ir.Value:
-    """A new initializer with this float data under an unused name."""
-    unique, k = name, 0
-    taken = {v.name for node in graph for v in node.outputs} | {v.name for v in graph.inputs}
-    while unique in graph.initializers or unique in taken:
-        k += 1
-        unique = f"{name}_{k}"
-    array = np.ascontiguousarray(data)
-    value = ir.val(unique, const_value=ir.tensor(array, name=unique))
-    graph.register_initializer(value)
-    return value
 
 
 def drop_identities(graph: ir.Graph) -> bool:

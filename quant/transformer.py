@@ -25,10 +25,9 @@ import onnx_ir as ir
 from quant.calibrate import stream
 from quant.encoding import Array
 from quant.fuse import remove_dead
-from quant.graph import array_of, int_attribute, name_of
+from quant.graph import array_of, int_attribute, name_of, set_initializer
 from quant.layers import token_mask
 from quant.model import Model, wrap
-from quant.simplify import set_initializer
 from quant.task import Task
 
 OUTLIER = 2.5  # times the median channel's magnitude
