@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from host.cli.bench import Progress, model_inputs, resolve_bench
 from host.errors import ExitCode, UserError, unknown_name
 
 if TYPE_CHECKING:
     from host.bench.prepare import BenchConfig
-    from host.crosscheck import CrossCheck
+    from host.crosscheck import Remark
     from host.report.data import SessionReport
     from host.report.verdict import Constraints
+    from host.store import Store
 
 # --metrics words -> metrics of the contract.
 METRIC_WORDS = {
@@ -88,7 +88,7 @@ def register(app: typer.Typer) -> None:
                 "emulator_samples": emulator_samples,
             }  # fmt: skip
             config = resolve_bench(flags, models, resume=False, input_shapes=input_shape or [])
-            report, checks, all_ok = _run(config)
+            report, remarks, all_ok = _run(config)
         from host.report.verdict import Constraints, decide
 
         constraints = Constraints(
@@ -102,11 +102,11 @@ def register(app: typer.Typer) -> None:
             verdict=decide(report, constraints),
             db_path=str(config.db_path) if store_in_db else "",
         )
-        document, path = _write(report, checks, config.output_dir)
+        document, path = _write(report, remarks, config.output_dir)
         if json_output:
             print(document)
         else:
-            _show(report, checks, shown, constraints, path)
+            _show(report, remarks, shown, constraints, path)
         return ExitCode.OK if all_ok else ExitCode.JOBS_FAILED
 
 
@@ -132,9 +132,10 @@ def parse_drop(text: str, baseline: float) -> float:
     return amount if match[2] == "pt" else amount * abs(baseline)
 
 
-def _run(config: BenchConfig) -> tuple[SessionReport, list[CrossCheck], bool]:
+def _run(config: BenchConfig) -> tuple[SessionReport, list[Remark], bool]:
     from host.bench.run import run_bench
-    from host.crosscheck import cross_checks
+    from host.crosscheck import cross_check
+    from host.gate_session import session_subjects
     from host.report.load import load_session
     from host.store import Store
 
@@ -144,8 +145,22 @@ def _run(config: BenchConfig) -> tuple[SessionReport, list[CrossCheck], bool]:
         raise UserError(outcome.user_error)
     with Store.open(config.db_path, read_only=True) as store:
         (report,) = load_session(store, outcome.session_id, artifacts=outcome.artifacts.values())
-        checks = cross_checks(store, store.runs_of(outcome.session_id))
-    return report, checks, outcome.all_ok
+        remarks = cross_check(session_subjects(store, outcome.session_id))
+        remarks += _golden_remarks(store, outcome.session_id)
+    return report, remarks, outcome.all_ok
+
+
+def _golden_remarks(store: Store, session_id: str) -> list[Remark]:
+    """Variants whose outputs on the device are not those of the HTP emulator."""
+    from host.crosscheck import Remark
+
+    remarks = []
+    for run in store.runs_of(session_id):
+        golden = store.run_data(run.run_id).golden
+        if golden is not None and not golden.bit_equal:
+            text = f"{run.variant}: the device is {golden.sqnr_db:.1f} dB from the HTP emulator"
+            remarks.append(Remark("goldens", text))
+    return remarks
 
 
 def _baseline_accuracy(report: SessionReport) -> float:
@@ -154,11 +169,11 @@ def _baseline_accuracy(report: SessionReport) -> float:
     return 1.0 if value is None else value
 
 
-def _write(report: SessionReport, checks: list[CrossCheck], folder: Path) -> tuple[str, Path]:
+def _write(report: SessionReport, remarks: list[Remark], folder: Path) -> tuple[str, Path]:
     from host.report.document import to_document
     from host.report.files import write_text
 
-    document = to_document(report) | {"cross_checks": [asdict(c) for c in checks]}
+    document = to_document(report) | {"remarks": [asdict(r) for r in remarks]}
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     path = folder / f"{report.model_name}_comparison.json"
     write_text(path, text + "\n")
@@ -167,7 +182,7 @@ def _write(report: SessionReport, checks: list[CrossCheck], folder: Path) -> tup
 
 def _show(
     report: SessionReport,
-    checks: list[CrossCheck],
+    remarks: list[Remark],
     metrics: tuple[str, ...],
     constraints: Constraints,
     path: Path,
@@ -180,13 +195,10 @@ def _show(
     console.print(f"Constraints: {'; '.join(constraints.describe())}.", highlight=False)
     front = pareto_front(report)
     console.print(f"Pareto front, latency and accuracy: {', '.join(front)}.", highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("cross-check", "of", "", "found"):
-        table.add_column(column, overflow="fold")
-    for check in checks:
-        word = {True: "ok", False: "LOOK", None: "-"}[check.ok]
-        table.add_row(check.check, check.subject, word, check.detail)
-    console.print(table)
+    if not remarks:
+        console.print("Cross-checks between methods and with the goldens: nothing to remark.")
+    for remark in remarks:
+        console.print(f"Look: {remark.text}", highlight=False, soft_wrap=True)
     if report.db_path:
         console.print(f"Database: {Path(report.db_path).resolve()}", soft_wrap=True)
     console.print(f"Comparison: {path.resolve()}", highlight=False, soft_wrap=True)

@@ -24,11 +24,7 @@ def test_a_comparison_under_constraints(finished_lab):
     assert json.loads((lab.folder / "cmp" / "tiny_comparison.json").read_text()) == document
     assert document["verdict"]["variant"] is None
     assert "No variant meets the constraints" in document["verdict"]["headline"]
-    goldens = [c for c in document["cross_checks"] if c["check"] == "goldens"]
-    assert [c["subject"] for c in goldens] == ["fp16", "int8", "int4"]
-    assert all(c["ok"] for c in goldens)
-    pairs = [c["subject"] for c in document["cross_checks"] if c["check"] == "agreement"]
-    assert pairs == ["fp16 / int8", "fp16 / int4", "int8 / int4"]
+    assert all(r["rule"] != "goldens" for r in document["remarks"]), "the emulator is bit-exact"
     assert not (lab.folder / "qhost.duckdb").exists()
 
 
