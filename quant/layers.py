@@ -112,7 +112,8 @@ def _patches(node: ir.Node, x: Array, kernel: tuple[int, ...]) -> Array:
     out = windows.shape[2 : 2 + rank]
     total = int(np.prod(out))
     chosen = np.unravel_index(_spread(total), out)
-    picked = windows[(slice(None), slice(None), *chosen)]
+    index: tuple[Any, ...] = (slice(None), slice(None), *chosen)
+    picked = windows[index]
     return picked.reshape(x.shape[0], x.shape[1], len(chosen[0]), -1)
 
 

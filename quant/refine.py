@@ -14,6 +14,8 @@ from quant.layers import Layer, from_matrix, input_rows, linear_layers, to_matri
 from quant.model import Model
 from quant.rewrite import replace_weights
 from quant.rounding import (
+    SEARCH_STEPS,
+    SMALLEST_FRACTION,
     Moments,
     bias_shift,
     search_scale,
@@ -36,7 +38,7 @@ class RefineOptions:
     search: bool = True
     second_order: bool = False
     correct_bias: bool = True
-    samples: int = 64
+    samples: int = 128
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,15 @@ def _refine_layer(
         options.block_size if not layer.is_conv and depth % max(options.block_size, 1) == 0 else 0
     )
     per_channel = options.per_channel or bits < 8
-    steps = {} if options.search else {"steps": 1, "smallest": 1.0}
+    steps, smallest = (SEARCH_STEPS, SMALLEST_FRACTION) if options.search else (1, 1.0)
     scale = search_scale(
-        weight, hessian, bits, block_size=block, per_channel=per_channel, **steps
+        weight,
+        hessian,
+        bits,
+        block_size=block,
+        per_channel=per_channel,
+        steps=steps,
+        smallest=smallest,
     ).astype(np.float32)
     encoding = _encoding(layer, data, scale, bits, block, per_channel)
     if options.second_order:

@@ -97,7 +97,7 @@ def search_scale(
             better = cost < best
             best = np.where(better, cost, best)
             chosen = np.where(better, limit * fraction, chosen)
-        return np.maximum(chosen[..., 0] / levels, 1e-12)
+        return np.asarray(np.maximum(chosen[..., 0] / levels, 1e-12))
     limit = np.abs(weight).max(-1, keepdims=True)
     if not per_channel:
         limit = np.full((1, 1, 1), limit.max())
@@ -112,7 +112,7 @@ def search_scale(
         better = cost < best
         best = np.where(better, cost, best)
         chosen = np.where(better, limit * fraction, chosen)
-    return np.maximum(chosen / levels, 1e-12)
+    return np.asarray(np.maximum(chosen / levels, 1e-12))
 
 
 def expand_scale(scale: Array, depth: int) -> Array:

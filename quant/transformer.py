@@ -332,7 +332,7 @@ def _walsh(size: int, k: int) -> Array:
     while masked.any():
         bits ^= masked & 1
         masked = masked >> 1
-    return np.where(bits == 1, -1.0, 1.0) / np.sqrt(size)
+    return np.asarray(np.where(bits == 1, -1.0, 1.0) / np.sqrt(size))
 
 
 @dataclass
@@ -538,7 +538,7 @@ def _dense(graph: ir.Graph, x: ir.Value, weight: Array, bias: Array, stem: str) 
     assert producer is not None
     diagonal = np.diagonal(weight)
     rest = weight - np.diag(diagonal)
-    c = {
+    c: dict[str, Array] = {
         "rows": np.array([rows, size], np.int64),
         "dims": np.array(shape, np.int64),
         "diagonal": diagonal.astype(np.float32),
