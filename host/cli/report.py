@@ -63,14 +63,7 @@ def report(
         raise UserError(f"--baseline means nothing to {kind}.", "It belongs to regression.")
     style = _format(format_, output)
     if kind == "quantization_comparison":
-        reports = chosen_reports(
-            session or "latest",
-            db_path,
-            artifacts,
-            mock=mock,
-            model=model,
-            traces=style in ("html", "json"),
-        )
+        reports = chosen_reports(session or "latest", db_path, artifacts, mock=mock, model=model)
         if style is None:
             console = Console()
             for one in reports:
@@ -122,7 +115,6 @@ def chosen_reports(
     *,
     mock: bool,
     model: str | None = None,
-    traces: bool = True,
 ) -> list[SessionReport]:
     """The reports of a session, of all its models or of the one named.
 
@@ -134,9 +126,7 @@ def chosen_reports(
     with open_store(db_path, mock=mock) as store:
         session_id = store.session(session).session_id
         folder = artifacts or resolve()["output_dir"].value / session_id
-        reports = load_session(
-            store, session_id, artifacts=sorted(folder.glob("*.qnn")), traces=traces
-        )
+        reports = load_session(store, session_id, artifacts=sorted(folder.glob("*.qnn")))
     if model is None:
         return reports
     found = [one for one in reports if one.model_name == model]
