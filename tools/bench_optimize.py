@@ -21,11 +21,12 @@ from quant.errors import ToolchainError, UserError
 from quant.htp.compile import compile_context
 from quant.htp.options import HtpOptions
 from quant.htp.package import PackageRequest, package
+from quant.htp.search import parse_objectives
 from quant.htp.soc import SOCS, get_soc
 from quant.htp.sparse import compress_weights
 from quant.methods.grammar import export, parse_methods, quantize
 from quant.model import load, save
-from quant.optimize import optimize_artifact, parse_objectives
+from quant.optimize import optimize_artifact
 from quant.task import load_task
 
 sys.path.insert(0, str(Path(__file__).parent))

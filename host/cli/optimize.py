@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from quant.artifact import Artifact, RunSettings
-    from quant.optimize import Objective, Space, Trial
+    from quant.htp.search import Objective, Space, Trial
 
 
 class CacheConfig(StrEnum):
@@ -66,11 +66,15 @@ def optimize(
     objectives: Annotated[
         str, typer.Option("--optimize", help="memory, power, latency, joined by commas")
     ] = "memory,power,latency",
+    integer_io: Annotated[
+        bool, typer.Option(help="also try integer inputs and outputs: changes the interface")
+    ] = False,
 ) -> None:
     """Search compile options and strips for the objectives; never worse than the input."""
-    from quant.optimize import Space, parse_objectives
+    from quant.htp.search import Space, parse_objectives
 
-    _run(model_path, output_path, device, parse_objectives(objectives), Space())
+    space = Space(integer_io=integer_io)
+    _run(model_path, output_path, device, parse_objectives(objectives), space)
 
 
 def memory_optimize(
@@ -86,7 +90,7 @@ def memory_optimize(
     ] = Tiling.OPTIMAL,
 ) -> None:
     """Reduce DDR traffic: VTCM use, finalization modes, strips with halos where a graph spills."""
-    from quant.optimize import Space, parse_objectives
+    from quant.htp.search import Space, parse_objectives
 
     optimal = tiling_strategy is Tiling.OPTIMAL
     space = Space(modes=optimal, strips=optimal, vtcm=cache_config.value)
@@ -110,7 +114,7 @@ def power_optimize(
 ) -> None:
     """Reduce DRAM energy, and store the run-time settings of a battery mode for the agent."""
     from quant.artifact import RunSettings
-    from quant.optimize import Space, parse_objectives
+    from quant.htp.search import Space, parse_objectives
 
     if scaling is not None and not dynamic_scaling:
         raise UserError(f"Unexpected {scaling.value!r}.", "Write --dynamic-scaling enabled.")

@@ -11,8 +11,9 @@ from quant.artifact import RunSettings, open_artifact
 from quant.errors import UserError
 from quant.htp.options import HtpOptions
 from quant.htp.package import PackageRequest, package
+from quant.htp.search import OBJECTIVES, Space, parse_objectives
 from quant.htp.soc import get_soc
-from quant.optimize import OBJECTIVES, Space, optimize_artifact, parse_objectives
+from quant.optimize import optimize_artifact
 
 spec = importlib.util.spec_from_file_location(
     "spill_graphs", Path(__file__).parents[2] / "tools" / "spill_graphs.py"
@@ -104,6 +105,30 @@ def test_more_vtcm_is_found(spilling, tmp_path):
     for key, value in done.chosen.values.items():
         assert value <= done.baseline.values[key]
     json.dumps(done.artifact.manifest["optimization"])
+
+
+def test_integer_io_only_when_asked(tmp_path):
+    model = spill_graphs.conv_stack(tmp_path / "stack.onnx", 32, 4, layers=2)
+    request = PackageRequest(model, tmp_path / "in.qnn", (get_soc("sm8650"),), golden_samples=1)
+    given, _ = package(request, lambda r: None)
+    done = optimize_artifact(
+        given,
+        tmp_path / "o.qnn",
+        parse_objectives("memory"),
+        space=Space(modes=False, strips=False, vtcm="off", integer_io=True),
+    )
+    assert [t.name for t in done.trials] == ["as given", "integer I/O"]
+    assert done.chosen.verdict.startswith("chosen")
+    stored = open_artifact(tmp_path / "o.qnn")
+    ((feed, out),) = stored.goldens("sm8650")
+    assert (feed["x"].dtype, out["y"].dtype) == (np.uint16, np.uint16)
+    assert stored.manifest["model"]["inputs"][0]["dtype"] == "uint16"
+    encoding = stored.manifest["io_encodings"]["y"]
+    ((_, before),) = given.goldens("sm8650")
+    real = (out["y"].astype(float) - encoding["zero_point"]) * encoding["scale"]
+    assert np.abs(real - before["y"]).max() <= 1.01 * encoding["scale"]
+    figures = [a.soc("sm8650")["figures"] for a in (given, stored)]
+    assert figures[1]["ddr_write_bytes"] == figures[0]["ddr_write_bytes"] / 2
 
 
 def test_names():
