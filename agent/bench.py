@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import collections
 import logging
+import os
+import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from agent.artifacts import ArtifactStore, checked_sha256
-from agent.errors import AgentError, BadRequest, Cancelled, FailureClass
+from agent.errors import AgentError, BadRequest, Cancelled, Killed
 from agent.platform import Platform
 from agent.runtime import MAX_ITERATIONS
 from agent.segment import SegmentRun, Station
@@ -26,6 +28,9 @@ MAX_RATE_HZ = 1000.0
 CHARGER_GRACE_S = 30.0
 _ID_LIMIT = 200
 _log = logging.getLogger(__name__)
+
+# What a host knows a segment by: session, run, kind, block.
+Key = tuple[str, str, int, int]
 
 
 class Bench:
@@ -50,6 +55,7 @@ class Bench:
         self._spool = spool
         self._queue_file = queue_file
         self._queue: collections.deque[tuple[str, pb.Segment]] = collections.deque()
+        self._ended: dict[Key, int] = {}  # -> number of the end's record
         self._running: tuple[str, pb.Segment] | None = None
         self._changed = threading.Condition()
         self._cancel = threading.Event()
@@ -73,6 +79,8 @@ class Bench:
     def start(self, session_id: str, segments: Sequence[pb.Segment]) -> int:
         """Queue all segments or none. Returns the first sequence number they can produce.
 
+        A host whose call got no answer may repeat it: segments of the same session, run, kind and
+        block that are queued, under way, or ended but not acknowledged yet are not queued again.
         Raises BadRequest and NotFound, naming the segment.
         """
         if not 0 < len(session_id) <= _ID_LIMIT or not segments:
@@ -83,11 +91,16 @@ class Bench:
             except AgentError as error:
                 raise type(error)(f"segment {index}: {error}") from None
         with self._changed:
+            self._spool.require_room()
             if len(self._queue) + len(segments) > MAX_QUEUED:
                 raise BadRequest(f"the queue holds at most {MAX_QUEUED} segments")
-            self._spool.require_room()
             first = self._spool.next_seq
-            self._queue.extend((session_id, segment) for segment in segments)
+            known = self._known()
+            self._queue.extend(
+                (session_id, segment)
+                for segment in segments
+                if _key(session_id, segment) not in known
+            )
             self._save_queue()
             self._changed.notify_all()
         return first
@@ -146,6 +159,12 @@ class Bench:
             if segment.max_duration_ns < max(segment.min_duration_ns, 1):
                 raise BadRequest("max_duration_ns is below min_duration_ns")
 
+    def _known(self) -> set[Key]:
+        acked = self._spool.acked_seq
+        self._ended = {key: seq for key, seq in self._ended.items() if seq > acked}
+        jobs = [*self._queue, *([self._running] if self._running else [])]
+        return {_key(*job) for job in jobs} | set(self._ended)
+
     def _next(self) -> tuple[str, pb.Segment] | None:
         """The next job, waiting for it; None when the agent stops."""
         while True:
@@ -176,9 +195,16 @@ class Bench:
             with self._changed:
                 if self._stopping:
                     break  # the queue file still names this segment: the next agent reports it
-                self._end(*job, error)
-                self._running = None
-                self._save_queue()
+                try:
+                    self._end(*job, error)
+                    self._running = None
+                    self._save_queue()
+                except OSError:
+                    # A full disk: an agent that cannot say how a segment ended must not look
+                    # alive. Dead, it tells the host, and the next one reports the segment.
+                    _log.exception("cannot write the end of a segment; ending")
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    break
         self._platform.charger.restore()
         self._station.unload()
 
@@ -202,7 +228,9 @@ class Bench:
             end.outcome = pb.FAILED
             end.failure_class = error.failure_class
             end.message = str(error)[:2000]
-        self._append(pb.Batch(session_id=session_id, run_id=segment.run_id, end=end), True)
+        batch = pb.Batch(session_id=session_id, run_id=segment.run_id, end=end)
+        self._append(batch, True)
+        self._ended[_key(session_id, segment)] = batch.seq
 
     def _append(self, batch: pb.Batch, reserved: bool = False) -> None:
         def encode(seq: int) -> bytes:
@@ -221,12 +249,23 @@ class Bench:
         tmp.replace(self._queue_file)
 
     def _report_killed(self) -> None:
+        """Ends for what an agent before this one left unfinished, and the ends it did write."""
+        for seq in range(self._spool.first_seq, self._spool.next_seq):
+            batch = pb.Batch.FromString(self._spool.read(seq) or b"")
+            if batch.HasField("end"):
+                key = (batch.session_id, batch.run_id, batch.end.kind, batch.end.block_index)
+                self._ended[key] = seq
         try:
             stored = pb.StoredQueue.FromString(self._queue_file.read_bytes())
         except FileNotFoundError:
             return
         for job in stored.jobs:
-            error = AgentError("the agent ended before this segment did")
-            error.failure_class = FailureClass.KILLED
-            self._end(job.session_id, job.segment, error)
+            # An agent killed between an end and the queue's file has reported it already.
+            if _key(job.session_id, job.segment) not in self._ended:
+                error = Killed("the agent ended before this segment did")
+                self._end(job.session_id, job.segment, error)
         self._queue_file.unlink()
+
+
+def _key(session_id: str, segment: pb.Segment) -> Key:
+    return (session_id, segment.run_id, segment.kind, segment.block_index)

@@ -140,7 +140,7 @@ class AgentProcess:
 
     def follow(self, from_seq: int, ends: int):
         """Batches from from_seq on until `ends` segments have ended."""
-        stream = self.call("Subscribe", pb.SubscribeRequest(from_seq=from_seq), timeout=60.0)
+        stream = self.call("Subscribe", pb.SubscribeRequest(from_seq=from_seq), timeout=30.0)
         batches = []
         for batch in stream:
             batches.append(batch)

@@ -12,6 +12,8 @@ import pytest
 
 from protos import agent_pb2 as pb
 
+_sessions = itertools.count()
+
 MINUTE = 60_000_000_000
 
 
@@ -25,7 +27,8 @@ def series(batches, channel: int) -> tuple[np.ndarray, np.ndarray]:
     return times, np.array([v for s in parts for v in s.value])
 
 
-def run(agent, *segments, session="s"):
+def run(agent, *segments, session=""):
+    session = session or f"s{next(_sessions)}"
     first = agent.call("Start", pb.StartRequest(session_id=session, segments=segments)).first_seq
     return agent.follow(first, len(segments))
 
@@ -36,9 +39,9 @@ def channel(agent, name: str) -> pb.Channel:
 
 
 def test_check_reports_loads_and_bit_equal_goldens(agent, artifact, check_segment, device_model):
-    batches = run(agent, check_segment(artifact, run_id="r1"))
+    batches = run(agent, check_segment(artifact, run_id="r1"), session="s-check")
     assert [b.seq for b in batches] == list(range(batches[0].seq, batches[0].seq + len(batches)))
-    assert {(b.session_id, b.run_id) for b in batches} == {("s", "r1")}
+    assert {(b.session_id, b.run_id) for b in batches} == {("s-check", "r1")}
     load = next(b.load for b in batches if b.HasField("load"))
     assert load.cold_s == pytest.approx(device_model["load_s"]["cold"], rel=0.1)
     assert load.warm_s == pytest.approx(device_model["load_s"]["warm"], rel=0.1)
@@ -185,6 +188,25 @@ def test_start_refuses_nonsense_and_queues_nothing(agent, artifact, block_segmen
     assert (after.next_seq, after.queued_segments) == (before.next_seq, 0)
 
 
+def test_a_start_that_is_repeated_for_want_of_an_answer_runs_nothing_twice(
+    start_agent, artifact_files, block_segment
+):
+    agent = start_agent("--time-factor", "4")
+    artifact = agent.put(artifact_files)
+    segments = [block_segment(artifact, block_index=i, idle_ns=0) for i in range(3)]
+    request = pb.StartRequest(session_id="s", segments=segments)
+    first = agent.call("Start", request).first_seq
+    agent.call("Start", request)  # all queued or under way
+    seen = agent.follow(first, 2)
+    agent.call("Start", request)  # two have ended and are not acknowledged
+    seen += agent.follow(seen[-1].seq + 1, 1)
+    assert [b.end.block_index for b in seen if b.HasField("end")] == [0, 1, 2]
+    assert agent.call("Status", pb.StatusRequest()).queued_segments == 0
+    agent.call("Ack", pb.AckRequest(seq=seen[-1].seq))
+    again = agent.call("Start", request).first_seq  # the host means it
+    assert sum(b.HasField("block") for b in agent.follow(again, 3)) == 3
+
+
 def test_start_names_an_artifact_that_is_not_here(agent, check_segment):
     with pytest.raises(grpc.RpcError) as refused:
         agent.call("Start", pb.StartRequest(session_id="s", segments=[check_segment("ab" * 32)]))
@@ -196,10 +218,13 @@ def test_cancel_ends_the_running_segment_and_drops_the_queued(
 ):
     agent = start_agent("--time-factor", "1")
     artifact = agent.put(artifact_files)
-    long = block_segment(artifact, min_duration_ns=MINUTE, max_duration_ns=10 * MINUTE)
+    long, queued = (
+        block_segment(artifact, min_duration_ns=MINUTE, max_duration_ns=10 * MINUTE, block_index=i)
+        for i in range(2)
+    )
     other = block_segment(artifact, run_id="other", idle_ns=0, min_duration_ns=0, warmup_ns=0)
     first = agent.call(
-        "Start", pb.StartRequest(session_id="s", segments=[long, long, other])
+        "Start", pb.StartRequest(session_id="s", segments=[long, queued, other])
     ).first_seq
     agent.follow(first, 0)  # until something is written: the first segment runs
     assert agent.call("Cancel", pb.CancelRequest(run_id="run")).cancelled == 2

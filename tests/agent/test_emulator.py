@@ -253,17 +253,18 @@ def test_no_reader_ever_sees_a_torn_or_empty_file(tmp_path):
 
     reader = threading.Thread(target=read)
     reader.start()
-    written = set()
-    for i in range(3000):
+    written = {9_000, 123_456_789}
+    end = time.monotonic() + 20
+    for i in itertools.count():
         device.rail_readings[0] = 9.0 if i % 2 else 123456.789
         tree.publish()
-        written.add(round(device.rail_readings[0] * 1e3))
+        if (i > 3000 and written <= seen) or time.monotonic() > end:
+            break
     done.set()
     reader.join()
     tree.close()
     assert not bad
-    assert len(seen & written) == 2
-    assert seen <= written | {round(c.IDLE_MW["vdd_npu"] * 1e3)}
+    assert written <= seen <= written | {round(c.IDLE_MW["vdd_npu"] * 1e3)}
 
 
 def test_the_emulated_socs_are_those_of_the_hosts_table():

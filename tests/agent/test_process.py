@@ -29,7 +29,7 @@ def gone(pid: int) -> bool:
 def with_child(agent, artifact_files, check_segment, children) -> int:
     """Run goldens in the agent so that its numerics process lives; returns that process."""
     artifact = agent.put(artifact_files)
-    request = pb.StartRequest(session_id="s", segments=[check_segment(artifact)])
+    request = pb.StartRequest(session_id="s2", segments=[check_segment(artifact)])
     first = agent.call("Start", request).first_seq
     assert agent.follow(first, 1)[-1].end.outcome == pb.OK
     (child,) = children(agent.process.pid)
@@ -104,7 +104,7 @@ def test_the_numerics_process_killed_fails_the_segment_and_not_the_agent(
     files = dict(artifact_files)
     files["golden/sm8650/1.npz"] = files["golden/sm8650/0.npz"]
     artifact = agent.put(files)
-    request = pb.StartRequest(session_id="s", segments=[check_segment(artifact)])
+    request = pb.StartRequest(session_id="again", segments=[check_segment(artifact)])
     first = agent.call("Start", request).first_seq
     assert agent.follow(first, 1)[-1].end.outcome == pb.OK
 

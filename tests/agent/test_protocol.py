@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -15,6 +16,8 @@ from agent.charging import Charger, Way, restore_from, ways
 from agent.errors import DeviceFailure
 from protos import agent_pb2 as pb
 
+_sessions = itertools.count()
+
 SECOND = 1_000_000_000
 HOT = {"macs": 6e9, "ddr_bytes": 2e7}  # a model that heats the device within minutes
 
@@ -27,7 +30,8 @@ def until(condition, seconds: float = 15.0):
     return value
 
 
-def run(agent, *segments, session="s"):
+def run(agent, *segments, session=""):
+    session = session or f"s{next(_sessions)}"
     first = agent.call("Start", pb.StartRequest(session_id=session, segments=segments)).first_seq
     return agent.follow(first, len(segments))
 
@@ -63,13 +67,16 @@ def test_the_gate_waits_until_the_zones_are_as_cool_as_at_the_start(
     agent = start_agent()
     artifact = agent.put(hot_artifact)
     heat = block_segment(artifact, idle_ns=0, min_duration_ns=60 * SECOND)
-    gated = block_segment(artifact, block_index=1, cooldown=gate(2.0, 600))
-    batches = run(agent, gated, heat, gated)
+    heat.block_index = 1
+    first_gated, gated = (
+        block_segment(artifact, block_index=i, cooldown=gate(2.0, 600)) for i in (0, 2)
+    )
+    batches = run(agent, first_gated, heat, gated)
     first, second = (b.cooldown for b in batches if b.HasField("cooldown"))
     assert (first.waited_ns, first.timed_out) == (0, False)
     assert second.waited_ns > SECOND
     assert not second.timed_out
-    assert second.block_index == 1
+    assert second.block_index == 2
     last = batches[-1].end
     assert last.outcome == pb.OK
     cooldown = [m for b in batches for m in b.marks if m.phase == pb.COOLDOWN][1]
