@@ -35,7 +35,7 @@ from host.report.text import (
     scale_of,
     value_text,
 )
-from host.report.verdict import decide, pareto_front
+from host.report.verdict import decide
 from quant.figures import Figure, Provenance
 
 _PAUSE_S = 1.0
@@ -173,8 +173,8 @@ def axis(session: SessionReport, metric: str) -> Axis:
 
 def roles(session: SessionReport) -> dict[str, str]:
     """Each drawable variant's part in the picture."""
-    best = (session.verdict or decide(session)).variant
-    front = set(pareto_front(session))
+    verdict = session.verdict or decide(session)
+    best, front = verdict.variant, set(verdict.front)
     found = {}
     for run in session.drawable:
         if run.variant == best:
@@ -196,9 +196,8 @@ def pareto(session: SessionReport) -> Pareto:
             left_out.append(run.variant)
         else:
             points.append(Point(run.variant, parts[run.variant], x, y))
-    by_name = {p.variant: p for p in points}
     mixed = len({(p.x.provenance, p.y.provenance) for p in points}) > 1
-    front = [] if mixed else [by_name[v] for v in pareto_front(session) if v in by_name]
+    front = [] if mixed else _stairs(points, higher_is_better(session, "accuracy"))
     words = [provenance_sentence(session, ("accuracy", "latency_ms"))]
     if mixed:
         words.append("no front is drawn across provenances")
@@ -213,6 +212,20 @@ def pareto(session: SessionReport) -> Pareto:
         tuple((p.x.value, p.y.value) for p in front),
         " · ".join(w for w in words if w),
     )
+
+
+def _stairs(points: list[Point], better: bool | None) -> list[Point]:
+    """The points that no other beats in both values, by x: what the line of the front joins.
+
+    The front itself also holds points that are beaten within noise only; they are marked, and
+    the line passes them by.
+    """
+    sign = -1.0 if better is False else 1.0
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.x.value, -sign * p.y.value)):
+        if not kept or sign * point.y.value > sign * kept[-1].y.value:
+            kept.append(point)
+    return kept
 
 
 def bars(session: SessionReport) -> Bars:

@@ -90,6 +90,7 @@ class RunReport:
     failure_class: str = ""
     message: str = ""
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    blocks: Mapping[str, FloatArray] = field(default_factory=dict)  # metric -> value per block
     others: tuple[Figure, ...] = ()  # the same metrics from farther sources, such as ORT CPU
     accuracy_metric: str = ""
     accuracy_higher_is_better: bool | None = None
@@ -121,12 +122,16 @@ class RunReport:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Which variant to ship, in words. `variant` is None when none can be recommended."""
+    """Which variant to ship, in words. `variant` is None when none can be recommended.
+
+    `front`: variants on the Pareto front of latency and accuracy, by latency.
+    """
 
     variant: str | None
     headline: str
     reasons: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
+    front: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

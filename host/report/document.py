@@ -25,7 +25,7 @@ from host.report.data import (
     Trace,
     Verdict,
 )
-from host.report.verdict import decide, pareto_front
+from host.report.verdict import decide
 from quant.figures import Figure, Provenance
 
 SCHEMA = "qhost.comparison"
@@ -60,7 +60,7 @@ def to_document(session: SessionReport) -> dict[str, Any]:
         "pareto_front": {
             "x": "latency_ms",
             "y": "accuracy",
-            "variants": pareto_front(session),
+            "variants": list(verdict.front),
         },
         "runs": [_run(run) for run in session.runs],
     }
@@ -151,6 +151,7 @@ def _run(run: RunReport) -> dict[str, Any]:
         "accuracy_metric": run.accuracy_metric,
         "accuracy_higher_is_better": run.accuracy_higher_is_better,
         "figures": {name: figure_document(figure) for name, figure in run.figures.items()},
+        "blocks": {name: values.tolist() for name, values in run.blocks.items()},
         "other_figures": [{"metric": f.metric, **figure_document(f)} for f in run.others],
         "fingerprint": dict(run.fingerprint),
         "notes": list(run.notes),
@@ -196,7 +197,11 @@ def _session(document: Mapping[str, Any]) -> SessionReport:
         stages=tuple(Stage(s["name"], s["seconds"]) for s in head["stages"]),
         settings=head["settings"],
         verdict=Verdict(
-            said["variant"], said["headline"], tuple(said["reasons"]), tuple(said["constraints"])
+            said["variant"],
+            said["headline"],
+            tuple(said["reasons"]),
+            tuple(said["constraints"]),
+            tuple(document["pareto_front"]["variants"]),
         ),
     )
 
@@ -210,6 +215,7 @@ def _read_run(run: Mapping[str, Any]) -> RunReport:
         failure_class=run["failure_class"],
         message=run["message"],
         figures={name: _read_figure(name, f) for name, f in run["figures"].items()},
+        blocks={name: np.array(values, np.float64) for name, values in run["blocks"].items()},
         others=tuple(_read_figure(f["metric"], f) for f in run["other_figures"]),
         accuracy_metric=run["accuracy_metric"],
         accuracy_higher_is_better=run["accuracy_higher_is_better"],

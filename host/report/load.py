@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from host.errors import UserError
+from host.measure import block_values
 from host.report.charts import envelope
 from host.report.data import LayerRow, Phase, RunReport, SessionReport, Stage, Trace
 from host.stats.power import choose_power
@@ -46,7 +47,7 @@ def load_session(
         name: session id, the beginning of one, or `latest`.
         artifacts: .qnn files that may be those of the session; the per-layer reports come from
             the ones whose sha256 the runs name. The database does not hold them.
-        traces: read samples too; without, only phases.
+        traces: read the raw data too: traces, phases, and the blocks that a verdict rests on.
 
     Raises:
         UserError: no such session, or it has no runs.
@@ -146,6 +147,7 @@ def _run(
         failure_class=row.failure_class.value if row.failure_class else "",
         message=row.message,
         figures=best,
+        blocks=block_values(data) if data else {},
         others=others,
         accuracy_metric=row.accuracy_metric or "",
         accuracy_higher_is_better=row.accuracy_higher_is_better,

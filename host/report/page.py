@@ -26,7 +26,7 @@ from host.report.text import (
     interval_text,
     value_text,
 )
-from host.report.verdict import decide
+from host.report.verdict import with_verdict
 from quant.figures import METRICS, Figure, Provenance
 
 _LAYERS_CAPTION = "SQNR of each quantized weight against the float one."
@@ -78,6 +78,7 @@ def numbering(session: SessionReport) -> dict[str, int]:
 
 def report_page(session: SessionReport) -> str:
     """The whole report of a session as one HTML text."""
+    session = with_verdict(session)
     figures: dict[str, Any] = {}
     numbers = numbering(session)
     slots = {
@@ -93,6 +94,7 @@ def plot_page(session: SessionReport, plot_type: str) -> str:
     Raises:
         UserError: the session has nothing to draw for this plot type.
     """
+    session = with_verdict(session)
     figures: dict[str, Any] = {}
     slots = {plot_type: _slots(session, plot_type, figures, numbering(session))}
     if not figures:
@@ -108,7 +110,8 @@ def _render(
     slots: Mapping[str, tuple[ChartSlot, ...]],
     full: bool,
 ) -> str:
-    verdict = session.verdict or decide(session)
+    verdict = session.verdict
+    assert verdict is not None
     metrics = session.metrics()
     parts = charts.roles(session)
     numbers = numbering(session)

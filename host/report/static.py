@@ -34,6 +34,7 @@ from host.report.interactive import (
 from host.report.labels import place_labels, text_width
 from host.report.page import numbering
 from host.report.text import PROVENANCE_TEXT, scale_of
+from host.report.verdict import with_verdict
 
 # The light theme of templates/report.css.
 INK, MUTED, LINE, GRID = "#14202b", "#56626f", "#d5dbe2", "#e4e8ed"
@@ -87,7 +88,7 @@ def save_plot(session: SessionReport, plot_type: str, path: Path) -> None:
         UserError: the session has nothing to draw for this plot type.
     """
     with mpl.rc_context(_STYLE):
-        figure = draw_plot(session, plot_type)
+        figure = draw_plot(with_verdict(session), plot_type)
         kind = path.suffix.lstrip(".").lower()
         # A date in the file would make the same rows give another file every time.
         metadata = {"Date": None} if kind == "svg" else None

@@ -68,6 +68,16 @@ def run(index: int, source: Provenance, *, samples: int = 400) -> RunReport:
                 ci_high=ACCURACY[index] + 0.02,
                 n=256,
             ),
+            # Against the float model, whose accuracy is that of fp16.
+            "accuracy_drop": Figure(
+                "accuracy_drop",
+                ACCURACY[0] - ACCURACY[index],
+                "fraction",
+                numerics,
+                256,
+                ACCURACY[0] - ACCURACY[index] - 0.004,
+                ACCURACY[0] - ACCURACY[index] + 0.004,
+            ),
             "latency_ms": figure("latency_ms", latency, source, 0.01),
             "energy_mj": figure("energy_mj", latency * 2.1, source, 0.04),
             "power_mw": figure("power_mw", 2100.0 + 10 * index, source, 0.02),

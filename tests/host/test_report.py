@@ -93,7 +93,10 @@ def test_verdict_is_the_fastest_within_the_accuracy_limit():
     verdict = decide(rows.session())
     assert verdict.variant == "int8"  # int8[calibration=mse] is faster and 2.5 pt down
     assert "emulated, not measured" in verdict.headline
-    assert "int8[calibration=mse]: accuracy 2.50 pt below fp16." in verdict.reasons
+    assert (
+        "int8[calibration=mse]: accuracy is 2.50 pt below the float model, limit 1 pt."
+        in verdict.reasons
+    )
     loose = decide(rows.session(), Constraints(max_accuracy_drop=0.03))
     assert loose.variant == "int8[calibration=mse]"
 
@@ -105,7 +108,7 @@ def test_verdict_under_limits_and_without_any():
     none = decide(session, Constraints(max_latency_ms=0.1))
     assert none.variant is None
     assert "No variant meets the constraints." in none.headline
-    assert any("over 0.1 ms" in reason for reason in none.reasons)
+    assert "int8: latency_ms is 1 ms, limit 0.1 ms." in none.reasons
     measured = decide(rows.session(3, Provenance.MEASURED))
     assert "not measured" not in measured.headline
 
@@ -124,34 +127,40 @@ def test_figures_of_different_provenance_are_not_ranked():
     )
     mixed = replace(session, runs=(*session.runs[:2], rows.with_figure(session.runs[2], fast)))
     assert decide(mixed).variant is None
-    # The predicted point is its own class: it pushes nothing off the emulated front.
-    assert set(pareto_front(mixed)) == {"fp16", "int8", "int8[calibration=mse]"}
+    assert pareto_front(mixed) == []
 
 
 def test_an_unsettled_accuracy_is_said():
     session = rows.session(2)
-    drop = Figure(
-        "accuracy_drop_fp16", 0.002, "fraction", Provenance.HTP_EMULATOR, 256, -0.01, 0.014
-    )
+    drop = replace(session.runs[1].figures["accuracy_drop"], ci_high=0.014)
     runs = (session.runs[0], rows.with_figure(session.runs[1], drop))
     verdict = decide(replace(session, runs=runs))
     assert verdict.variant == "int8"
-    assert any("Not settled" in r and "-1.0 to 1.4 pt" in r for r in verdict.reasons)
-    worse = replace(drop, value=0.012)
-    runs = (session.runs[0], rows.with_figure(session.runs[1], worse))
-    verdict = decide(replace(session, runs=runs))
-    assert verdict.variant == "fp16"
-    assert "int8: accuracy 1.20 pt below fp16 (95 %: -1.0 to 1.4)." in verdict.reasons
+    assert any("256 samples" in r and "1.40 pt" in r for r in verdict.reasons)
+    assert not any("256 samples" in r for r in decide(session).reasons)
 
 
-def test_overlapping_intervals_are_said():
+def test_variants_not_told_apart_are_chosen_by_accuracy():
     session = rows.session(3)
     near = replace(session.runs[2].figures["latency_ms"], value=1.005, ci_low=0.995, ci_high=1.015)
-    good = replace(session.runs[2].figures["accuracy"], value=0.765)
-    run = rows.with_figure(rows.with_figure(session.runs[2], near), good)
+    run = rows.with_figure(session.runs[2], near)
+    for metric, value in (("accuracy", 0.765), ("accuracy_drop", 0.0)):
+        run = rows.with_figure(run, replace(run.figures[metric], value=value))
     verdict = decide(replace(session, runs=(*session.runs[:2], run)))
-    assert verdict.variant == "int8"
-    assert any("Not told apart from int8[calibration=mse]" in r for r in verdict.reasons)
+    assert verdict.variant == "int8[calibration=mse]"
+    assert any(r.startswith("int8 cannot be told apart from it") for r in verdict.reasons)
+
+
+def test_without_labels_disagreement_is_the_drop():
+    session = rows.session(2)
+    bare = []
+    for row, agreement in zip(session.runs, (1.0, 0.95), strict=True):
+        figures = {k: f for k, f in row.figures.items() if not k.startswith("accuracy")}
+        figures["agreement"] = rows.figure("agreement", agreement, Provenance.HTP_EMULATOR)
+        bare.append(replace(row, figures=figures))
+    verdict = decide(replace(session, runs=tuple(bare)))
+    assert verdict.variant == "fp16"
+    assert any(r.startswith("int8: accuracy is 5.00 pt below") for r in verdict.reasons)
 
 
 def test_pareto_front_is_ordered_and_undominated():
@@ -176,7 +185,7 @@ def test_every_figure_of_the_document_is_complete():
     written = document.to_document(rows.session(awkward=True))
     assert written["schema"] == {"name": "qhost.comparison", "version": 1}
     figures = [f for run in written["runs"] for f in run["figures"].values()]
-    assert len(figures) == 10 * 7
+    assert len(figures) == 10 * 8
     keys = {"value", "ci", "unit", "provenance", "n", "valid", "reason"}
     assert all(set(f) == keys for f in figures)
     absent = written["runs"][3]["figures"]["energy_mj"]
