@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from math import comb, inf
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -142,7 +143,5 @@ def _rank_from(chances: NDArray[np.float64], level: float) -> int:
 def _shift_rank(m: int, n: int, level: float) -> int:
     if max(m, n) <= 50:
         return _rank_from(_mann_whitney_counts(m, n), level)
-    from scipy.stats import norm
-
     spread = np.sqrt(m * n * (m + n + 1) / 12)
-    return max(0, int(m * n / 2 + norm.ppf((1 - level) / 2) * spread))
+    return max(0, int(m * n / 2 + NormalDist().inv_cdf((1 - level) / 2) * spread))
