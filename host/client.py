@@ -14,7 +14,18 @@ import numpy as np
 
 from host import __version__
 from host.errors import DeviceError, FailureClass
-from host.store.rows import Block, Channel, Golden, Load, Mark, RawBatch, Samples
+from host.store.rows import (
+    Block,
+    Channel,
+    ChannelReport,
+    Cooldown,
+    Golden,
+    Load,
+    Mark,
+    RawBatch,
+    SamplerReport,
+    Samples,
+)
 from protos import PROTOCOL_VERSION
 from protos import agent_pb2 as pb
 from protos import agent_pb2_grpc as rpc
@@ -48,6 +59,15 @@ class AgentBatch:
 
 
 @dataclass(frozen=True)
+class Cooling:
+    """Wait until all zones of `sites` are within `above_start_c` of the session's start."""
+
+    sites: tuple[str, ...]
+    above_start_c: float
+    timeout_ns: int
+
+
+@dataclass(frozen=True)
 class SegmentSpec:
     """One uninterrupted piece of one run (see agent.proto)."""
 
@@ -61,8 +81,12 @@ class SegmentSpec:
     max_duration_ns: int = 0
     warmup_ns: int = 0
     idle_ns: int = 0
+    warmup_max_ns: int = 0  # 0: one piece of warmup_ns; else until the latency is steady
     perf_profile: str = "burst"
     sample_rate_hz: float = 100.0
+    cooldown: Cooling | None = None
+    ceilings: tuple[tuple[str, float], ...] = ()  # (site, degrees C) at which the segment fails
+    stop_charging: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,26 +204,7 @@ class AgentClient:
 
     def start(self, session_id: str, segments: Sequence[SegmentSpec]) -> int:
         """Queue segments; the sequence number of the first batch they can produce."""
-        request = pb.StartRequest(
-            session_id=session_id,
-            segments=[
-                pb.Segment(
-                    run_id=s.run_id,
-                    artifact=s.artifact_sha256,
-                    soc=s.soc,
-                    kind=s.kind.upper(),
-                    block_index=s.block_index,
-                    min_inferences=s.min_inferences,
-                    min_duration_ns=s.min_duration_ns,
-                    max_duration_ns=s.max_duration_ns,
-                    warmup_ns=s.warmup_ns,
-                    idle_ns=s.idle_ns,
-                    perf_profile=s.perf_profile,
-                    sample_rate_hz=s.sample_rate_hz,
-                )
-                for s in segments
-            ],
-        )
+        request = pb.StartRequest(session_id=session_id, segments=[encode(s) for s in segments])
         return int(self._call("Start", request).first_seq)
 
     def subscribe(self, from_seq: int) -> Subscription:
@@ -222,6 +227,35 @@ class AgentClient:
             return b"".join(chunk.data for chunk in stream)
         except grpc.RpcError as e:
             raise translate(e, "Fetch") from e
+
+
+def encode(s: SegmentSpec) -> pb.Segment:
+    """A segment as the protocol has it."""
+    cooling = s.cooldown
+    return pb.Segment(
+        run_id=s.run_id,
+        artifact=s.artifact_sha256,
+        soc=s.soc,
+        kind=s.kind.upper(),
+        block_index=s.block_index,
+        min_inferences=s.min_inferences,
+        min_duration_ns=s.min_duration_ns,
+        max_duration_ns=s.max_duration_ns,
+        warmup_ns=s.warmup_ns,
+        warmup_max_ns=s.warmup_max_ns,
+        idle_ns=s.idle_ns,
+        perf_profile=s.perf_profile,
+        sample_rate_hz=s.sample_rate_hz,
+        cooldown=pb.CooldownGate(
+            sites=cooling.sites,
+            above_start_c=cooling.above_start_c,
+            timeout_ns=cooling.timeout_ns,
+        )
+        if cooling
+        else None,
+        ceilings=[pb.Ceiling(site=site, celsius=celsius) for site, celsius in s.ceilings],
+        charging=pb.STOP_CHARGING if s.stop_charging else pb.CHARGING_UNSPECIFIED,
+    )
 
 
 def protocol_mismatch(agent_version: object) -> DeviceError:
@@ -257,6 +291,7 @@ def translate(error: grpc.RpcError, method: str) -> DeviceError:
 def decode(batch: pb.Batch) -> AgentBatch:
     """A protobuf batch as the store's rows (numpy columns)."""
     load, golden, block, end = batch.load, batch.golden, batch.block, batch.end
+    sampler = batch.sampler
     raw = RawBatch(
         seq=batch.seq,
         run_id=batch.run_id,
@@ -285,6 +320,29 @@ def decode(batch: pb.Batch) -> AgentBatch:
         )
         if batch.HasField("block")
         else None,
+        cooldown=Cooldown(
+            batch.cooldown.block_index,
+            batch.cooldown.waited_ns,
+            batch.cooldown.timed_out,
+            batch.cooldown.message,
+        )
+        if batch.HasField("cooldown")
+        else None,
+        sampler=SamplerReport(
+            sampler.ticks,
+            sampler.late_ticks,
+            sampler.worst_late_ns,
+            sampler.cpu_s,
+            sampler.duration_s,
+        )
+        if batch.HasField("sampler")
+        else None,
+        channel_reports=tuple(
+            ChannelReport(
+                c.channel, c.reads, c.failures, c.updates, c.update_rate_hz, c.slowest_read_ns
+            )
+            for c in sampler.channels
+        ),
     )
     return AgentBatch(
         batch.session_id,

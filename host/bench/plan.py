@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from host.client import SegmentSpec
+from host.client import Cooling, SegmentSpec
 from host.errors import unknown_name
 from quant.methods.grammar import Variant
 
 SECOND_NS = 1_000_000_000
+# Whose heat a run must not inherit from the one before it.
+COOLDOWN_SITES = ("skin", "npu")
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,15 @@ class Profile:
     warmup_s: float  # per block
     idle_s: float  # each idle baseline
     blocks: int = 6
+    warmup_max_s: float = 0.0  # warm up until the latency is steady, at most this long
 
 
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
-        Profile("rapid", 64, 6, 60, 0.5, 0.5),
-        Profile("quick", 128, 10, 60, 1.0, 1.0),
-        Profile("normal", 1024, 60, 600, 2.0, 5.0),
+        Profile("rapid", 64, 6, 60, 0.25, 0.5, warmup_max_s=2.0),
+        Profile("quick", 128, 10, 60, 0.5, 1.0, warmup_max_s=5.0),
+        Profile("normal", 1024, 60, 600, 1.0, 5.0, warmup_max_s=30.0),
         Profile("sustained", 1, 600, 600, 0.0, 10.0),
     )
 }
@@ -59,44 +62,63 @@ class Job:
     skip: str = ""
 
 
-def check_segment(
-    run_id: str, artifact: str, soc: str, perf_profile: str, rate_hz: float, profile: Profile
-) -> SegmentSpec:
+@dataclass(frozen=True)
+class Conditions:
+    """What every segment of a bench is run under."""
+
+    soc: str
+    profile: Profile
+    perf_profile: str = "burst"
+    sample_rate_hz: float = 100.0
+    cooldown_timeout_s: float = 300.0  # 0: no gate
+    cooldown_above_c: float = 3.0
+    ceilings: tuple[tuple[str, float], ...] = ()
+    stop_charging: bool = False
+
+    @property
+    def cooling(self) -> Cooling | None:
+        """The gate before each block. A sustained run wants the heat of the one before it."""
+        if not self.cooldown_timeout_s or self.profile.name == "sustained":
+            return None
+        timeout = round(self.cooldown_timeout_s * SECOND_NS)
+        return Cooling(COOLDOWN_SITES, self.cooldown_above_c, timeout)
+
+
+def check_segment(run_id: str, artifact: str, under: Conditions) -> SegmentSpec:
     """Cold and warm load, first inference, goldens."""
     return SegmentSpec(
         run_id,
         artifact,
-        soc,
+        under.soc,
         "check",
-        idle_ns=round(profile.idle_s * SECOND_NS),
-        perf_profile=perf_profile,
-        sample_rate_hz=rate_hz,
+        idle_ns=round(under.profile.idle_s * SECOND_NS),
+        perf_profile=under.perf_profile,
+        sample_rate_hz=under.sample_rate_hz,
+        ceilings=under.ceilings,
+        stop_charging=under.stop_charging,
     )
 
 
-def block_segment(
-    run_id: str,
-    artifact: str,
-    soc: str,
-    index: int,
-    profile: Profile,
-    perf_profile: str,
-    rate_hz: float,
-) -> SegmentSpec:
+def block_segment(run_id: str, artifact: str, index: int, under: Conditions) -> SegmentSpec:
     """One timed block: an equal share of the profile's minima and maximum."""
+    profile = under.profile
     return SegmentSpec(
         run_id,
         artifact,
-        soc,
+        under.soc,
         "block",
         block_index=index,
         min_inferences=math.ceil(profile.min_inferences / profile.blocks),
         min_duration_ns=round(profile.min_s / profile.blocks * SECOND_NS),
         max_duration_ns=round(profile.max_s / profile.blocks * SECOND_NS),
         warmup_ns=round(profile.warmup_s * SECOND_NS),
+        warmup_max_ns=round(profile.warmup_max_s * SECOND_NS),
         idle_ns=round(profile.idle_s * SECOND_NS),
-        perf_profile=perf_profile,
-        sample_rate_hz=rate_hz,
+        perf_profile=under.perf_profile,
+        sample_rate_hz=under.sample_rate_hz,
+        cooldown=under.cooling,
+        ceilings=under.ceilings,
+        stop_charging=under.stop_charging,
     )
 
 

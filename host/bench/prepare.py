@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from host.devices import Target
-from host.errors import UserError
+from host.errors import UserError, unknown_name
 from quant.build import BuildRequest
 from quant.htp.soc import Soc
 from quant.methods.grammar import Variant
 from quant.model import Model, load
 from quant.task import Task, load_task
+
+THERMAL_SITES = ("npu", "cpu", "gpu", "ddr", "skin", "battery")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class BenchConfig:
     seed: int = 0
     time_factor: float | None = None
     sample_rate_hz: float = 100.0
+    cooldown_timeout_s: float = 300.0
+    ceilings: tuple[tuple[str, float], ...] = ()
+    stop_charging: bool = False
     resume: bool = False
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     command: str = ""
@@ -109,6 +114,22 @@ def skip_reason(variant: Variant, soc: Soc) -> str:
     if not soc.fp16 and any(step.method == "fp16" for step in variant.steps):
         return f"{soc.id} (v{soc.arch}) has no fp16 on the HTP."
     return ""
+
+
+def parse_ceilings(text: str) -> tuple[tuple[str, float], ...]:
+    """`npu=95,skin=43` -> (("npu", 95.0), ("skin", 43.0)): degrees C at which a run fails."""
+    out = []
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        site, _, value = part.partition("=")
+        if site not in THERMAL_SITES:
+            raise unknown_name("thermal site", site, THERMAL_SITES)
+        try:
+            out.append((site, float(value)))
+        except ValueError:
+            raise UserError(
+                f"--max-temperature {part!r} is not site=degrees.", "Example: npu=95,skin=43."
+            ) from None
+    return tuple(out)
 
 
 def parse_input_shapes(texts: list[str]) -> dict[str, tuple[int, ...]]:

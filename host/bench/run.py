@@ -23,6 +23,7 @@ from host.bench.builder import Builder, BuildFailure, Built
 from host.bench.device import DeviceRunner, SegmentDone, missing_blocks
 from host.bench.figures import drop_figures, score_arrays, static_figures
 from host.bench.plan import (
+    Conditions,
     Job,
     Profile,
     block_order,
@@ -108,6 +109,15 @@ class _Bench:
         self.device = device
         self.events = events
         self.profile: Profile = get_profile(config.profile, emulated=device.info.emulated)
+        self.conditions = Conditions(
+            device.info.soc,
+            self.profile,
+            config.perf_profile,
+            config.sample_rate_hz,
+            config.cooldown_timeout_s,
+            ceilings=config.ceilings,
+            stop_charging=config.stop_charging,
+        )
         self.statuses: dict[str, RunStatus] = {}
         self.failures: dict[str, tuple[FailureClass, str]] = {}
         self.artifacts: dict[str, Artifact] = {}
@@ -320,18 +330,7 @@ class _Bench:
         for engine, (metric, scores) in score_arrays(artifact).items():
             self.store.add_scores(job.run_id, engine, metric, scores)
         runner.put(artifact)
-        runner.run(
-            [
-                check_segment(
-                    job.run_id,
-                    artifact.sha256,
-                    self.device.info.soc,
-                    self.config.perf_profile,
-                    self.config.sample_rate_hz,
-                    self.profile,
-                )
-            ]
-        )
+        runner.run([check_segment(job.run_id, artifact.sha256, self.conditions)])
         self._collect_failures(runner)
 
     def _timed_blocks(self, runner: DeviceRunner, stored: dict[str, set[int]]) -> None:
@@ -339,15 +338,7 @@ class _Bench:
         order = block_order(ready, self.profile.blocks, self.config.seed)
         runner.run(
             [
-                block_segment(
-                    run_id,
-                    self.artifacts[run_id].sha256,
-                    self.device.info.soc,
-                    index,
-                    self.profile,
-                    self.config.perf_profile,
-                    self.config.sample_rate_hz,
-                )
+                block_segment(run_id, self.artifacts[run_id].sha256, index, self.conditions)
                 for run_id, index in missing_blocks(order, stored)
             ]
         )
@@ -361,13 +352,14 @@ class _Bench:
     # Ending --------------------------------------------------------------------------------
 
     def _measure(self, jobs: Iterable[Job]) -> None:
-        limits = Limits(
-            self.profile.min_inferences,
-            self.profile.min_s,
-            allow_throttling=self.profile.name == "sustained",
-        )
         for job in jobs:
             data = self.store.run_data(job.run_id)
+            limits = Limits(
+                self.profile.min_inferences,
+                self.profile.min_s,
+                allow_throttling=self.profile.name == "sustained",
+                cooldown_failure="; ".join(c.message for c in data.cooldowns if c.timed_out),
+            )
             result = assess(data, self.device.info.provenance, limits)
             artifact = self.artifacts[job.run_id]
             drops = drop_figures(artifact, self._baseline(job), self.config.seed)

@@ -183,6 +183,17 @@ def register(app: typer.Typer) -> None:
             float | None,
             typer.Option(help="Device seconds per wall second of an emulated device."),
         ] = None,
+        cooldown_timeout: Annotated[
+            float | None,
+            typer.Option(min=0.0, help="Device seconds to wait for cooling before a block (300)."),
+        ] = None,
+        max_temperature: Annotated[
+            str | None, typer.Option(help="Degrees C at which a run fails: npu=95,skin=43.")
+        ] = None,
+        stop_charging: Annotated[
+            bool | None,
+            typer.Option("--stop-charging", help="Cut the charger while measuring; restored."),
+        ] = None,
         json_output: Annotated[
             bool, typer.Option("--json", help="Results as JSON on stdout, and nothing else.")
         ] = False,
@@ -202,6 +213,9 @@ def register(app: typer.Typer) -> None:
                 "emulator_samples": emulator_samples,
                 "seed": seed,
                 "time_factor": time_factor,
+                "cooldown_timeout": cooldown_timeout,
+                "max_temperature": max_temperature,
+                "stop_charging": stop_charging,
             },
             model_inputs(model_path or [], task or [], model_type, metric),
             resume=resume,
@@ -226,7 +240,7 @@ def resolve_bench(
 ) -> BenchConfig:
     """Flags, environment, qhost.toml and defaults as one checked BenchConfig."""
     from host.bench.plan import get_profile
-    from host.bench.prepare import BenchConfig, parse_input_shapes
+    from host.bench.prepare import BenchConfig, parse_ceilings, parse_input_shapes
     from host.config import cache_dir, resolve
     from host.devices import parse_target
     from quant.methods.grammar import parse_methods
@@ -250,6 +264,9 @@ def resolve_bench(
         seed=values["seed"],
         time_factor=values["time_factor"],
         sample_rate_hz=values["sample_rate_hz"],
+        cooldown_timeout_s=values["cooldown_timeout"],
+        ceilings=parse_ceilings(values["max_temperature"]),
+        stop_charging=values["stop_charging"],
         resume=resume,
         input_shapes=parse_input_shapes(input_shapes),
         command=shlex.join(["qhost", *sys.argv[1:]]),

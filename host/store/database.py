@@ -34,6 +34,7 @@ from quant.figures import Figure, Provenance
 # Everything that belongs to a run and goes when the run is done again.
 RUN_TABLES = (
     "channels", "samples", "marks", "blocks", "loads", "goldens", "scores", "figures", "stages",
+    "cooldowns", "sampler_reports", "channel_reports",
 )  # fmt: skip
 
 
@@ -158,11 +159,17 @@ class Store(Queries):
         with self.transaction():
             if samples is not None:
                 self._insert_table("samples", samples)
-            for table, name in (("loads", "load"), ("goldens", "golden")):
+            for table, name in (
+                ("loads", "load"), ("goldens", "golden"), ("cooldowns", "cooldown"),
+                ("sampler_reports", "sampler"),
+            ):  # fmt: skip
                 for batch in fresh:
                     value = getattr(batch, name)
                     if value is not None:
                         self._insert(table, [value], run_id=batch.run_id)
+            for batch in fresh:
+                if batch.channel_reports:
+                    self._insert("channel_reports", batch.channel_reports, run_id=batch.run_id)
             blocks = [(b.run_id, b.block) for b in fresh if b.block is not None]
             if blocks:
                 self._insert_table("blocks", columns.blocks_table(blocks))

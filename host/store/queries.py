@@ -15,6 +15,7 @@ from host.errors import FailureClass, RunStatus, UserError, unknown_name
 from host.store.rows import (
     Block,
     Channel,
+    Cooldown,
     Floats,
     Golden,
     Load,
@@ -163,6 +164,9 @@ class Queries:
             ),
             load=loads[-1] if loads else None,
             golden=goldens[-1] if goldens else None,
+            cooldowns=tuple(
+                self._rows(Cooldown, f"SELECT * EXCLUDE (run_id) FROM cooldowns {where}", [run_id])
+            ),
         )
 
     def provenance_counts(self, session_id: str | None = None) -> dict[Provenance, int]:

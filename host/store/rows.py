@@ -151,6 +151,39 @@ class Golden:
 
 
 @dataclass(frozen=True)
+class Cooldown:
+    """What the cooldown gate before a block did; `timed_out` makes the run invalid."""
+
+    block_index: int
+    waited_ns: int
+    timed_out: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class ChannelReport:
+    """How one channel was read during one segment."""
+
+    channel: int
+    reads: int
+    failures: int
+    updates: int
+    update_rate_hz: float
+    slowest_read_ns: int
+
+
+@dataclass(frozen=True)
+class SamplerReport:
+    """How well the sampler kept its time during one segment, and what it cost."""
+
+    ticks: int
+    late_ticks: int
+    worst_late_ns: int
+    cpu_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True)
 class Stage:
     """Seconds the host spent on one stage of one run; `cached`: the result was already there."""
 
@@ -179,6 +212,9 @@ class RawBatch:
     block: Block | None = None
     load: Load | None = None
     golden: Golden | None = None
+    cooldown: Cooldown | None = None
+    sampler: SamplerReport | None = None
+    channel_reports: tuple[ChannelReport, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -192,3 +228,4 @@ class RunData:
     marks: tuple[Mark, ...] = ()
     load: Load | None = None
     golden: Golden | None = None
+    cooldowns: tuple[Cooldown, ...] = ()

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from host.bench.device import last_time_ns, missing_blocks, shift
-from host.bench.plan import PROFILES, block_order, block_segment, check_segment, get_profile
-from host.bench.prepare import parse_input_shapes
+from host.bench.plan import (
+    PROFILES,
+    Conditions,
+    block_order,
+    block_segment,
+    check_segment,
+    get_profile,
+)
+from host.bench.prepare import parse_ceilings, parse_input_shapes
 from host.errors import UserError
 from host.store.rows import Block, Mark, RawBatch, Samples
 
@@ -35,11 +42,13 @@ def test_default_profile_depends_on_the_device():
 @pytest.mark.parametrize("name", PROFILES)
 def test_blocks_together_meet_the_minima_and_stay_under_the_maximum(name):
     p = PROFILES[name]
-    s = block_segment("r", "a" * 64, "sm8650", 0, p, "burst", 100.0)
+    under = Conditions("sm8650", p)
+    s = block_segment("r", "a" * 64, 0, under)
     assert s.min_inferences * p.blocks >= p.min_inferences
     assert s.min_duration_ns * p.blocks >= p.min_s * 1e9 - p.blocks
     assert s.max_duration_ns * p.blocks <= p.max_s * 1e9 + p.blocks
-    assert check_segment("r", "a" * 64, "sm8650", "burst", 100.0, p).kind == "check"
+    assert check_segment("r", "a" * 64, under).kind == "check"
+    assert (s.cooldown is None) == (name == "sustained")
 
 
 def test_every_block_holds_every_run_once_in_changing_orders():
@@ -81,3 +90,12 @@ def test_input_shapes():
     for bad in ("x", "x:", "x:1,a", "x:0,3", ":1"):
         with pytest.raises(UserError, match="is not name:d1,d2"):
             parse_input_shapes([bad])
+
+
+def test_ceilings():
+    assert parse_ceilings("npu=95, skin=43.5") == (("npu", 95.0), ("skin", 43.5))
+    assert parse_ceilings("") == ()
+    with pytest.raises(UserError, match="Did you mean npu"):
+        parse_ceilings("npv=95")
+    with pytest.raises(UserError, match="site=degrees"):
+        parse_ceilings("npu=hot")
