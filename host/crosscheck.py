@@ -13,12 +13,12 @@ import numpy as np
 
 from host.errors import RunStatus
 from host.gate import Subject
-from host.store.rows import Floats
 
 ENERGY_TOLERANCE = 0.20  # power x time against energy: blocks and medians differ a little
 SQNR_MARGIN_DB = 3.0
 MIN_AGREEMENT = 0.5  # with the float model; below it the graph computes something else
 ODD_ONE_OUT = 0.15  # less often like the others than these are like each other
+MIN_ALIKE = 0.8  # of two methods; below it they do not differ by rounding
 BY_PRECISION = ("fp16", "int8", "int4")
 
 
@@ -28,21 +28,19 @@ class Remark:
     text: str
 
 
-def cross_check(
-    subjects: Sequence[Subject], scores: Mapping[str, Floats] | None = None
-) -> list[Remark]:
-    """Remarks on the variants of one model. `scores`: 0/1 per sample (N,), by variant."""
+def cross_check(subjects: Sequence[Subject]) -> list[Remark]:
+    """Remarks on the variants of one model on one device."""
     usable = [s for s in subjects if s.status is RunStatus.OK]
     found = [
-        Remark(name, f"{subject.name}: {text}")
+        Remark(name, f"{_name(subject)}: {text}")
         for subject in usable
         for name, rule in WITHIN.items()
         if (text := rule(subject))
     ]
-    by_name = {s.name: s for s in usable}
+    by_name = {_name(s): s for s in usable}
     for name, between in BETWEEN.items():
         found += [Remark(name, text) for text in between(by_name)]
-    return found + [Remark("odd_one_out", text) for text in _odd_one_out(scores or {})]
+    return found
 
 
 def _order_of_latencies(s: Subject) -> str:
@@ -114,14 +112,24 @@ def _precision(runs: Mapping[str, Subject]) -> list[str]:
     ]
 
 
-def _odd_one_out(scores: Mapping[str, Floats]) -> list[str]:
-    """A variant whose right and wrong samples are unlike those of all others."""
-    usable = {n: s for n, s in scores.items() if s.ndim == 1 and np.isin(s, (0, 1)).all()}
-    if len(usable) < 3 or len({len(s) for s in usable.values()}) != 1:
+def _outputs(runs: Mapping[str, Subject]) -> list[str]:
+    """Variants whose right and wrong samples are unlike those of the others (0/1 scores)."""
+    scores = {name: s.scores for name, s in runs.items() if s.scores is not None}
+    n = min((len(one) for one in scores.values()), default=0)
+    # The same evaluation order everywhere; a lower --emulator-samples takes the first of it.
+    usable = {k: v[:n] for k, v in scores.items() if v.ndim == 1 and np.isin(v, (0, 1)).all()}
+    if len(usable) < 2 or n == 0:
         return []
     names = list(usable)
     table = np.array([usable[name] for name in names])
     alike = (table[:, None, :] == table[None, :, :]).mean(axis=2)
+    if len(names) == 2:
+        if alike[0, 1] >= MIN_ALIKE:
+            return []
+        return [
+            f"{names[0]} and {names[1]} are right and wrong on the same samples in "
+            f"{alike[0, 1]:.0%} of {n} only"
+        ]
     lines = []
     for i, name in enumerate(names):
         others = [j for j in range(len(names)) if j != i]
@@ -146,7 +154,12 @@ WITHIN: dict[str, Callable[[Subject], str]] = {
 BETWEEN: dict[str, Callable[[Mapping[str, Subject]], list[str]]] = {
     "sizes": _sizes,
     "precision": _precision,
+    "outputs": _outputs,
 }
+
+
+def _name(s: Subject) -> str:
+    return s.variant or s.name
 
 
 def _value(s: Subject, metric: str) -> float | None:

@@ -52,7 +52,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Subject:
-    """One run as the gate sees it. `blocks`: metric -> value of each block (n,)."""
+    """One run as the gate sees it. `blocks`: metric -> value of each block (n,).
+
+    `variant`: where `name` says more than that; `scores`: per sample (N, ...), of the engine
+    closest to the device.
+    """
 
     name: str
     status: RunStatus
@@ -60,6 +64,8 @@ class Subject:
     blocks: Mapping[str, Floats] = field(default_factory=dict)
     message: str = ""
     accuracy_higher_is_better: bool | None = True
+    variant: str = ""
+    scores: Floats | None = None
 
 
 @dataclass(frozen=True)

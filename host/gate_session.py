@@ -12,6 +12,8 @@ from host.gate import Judgement, Limit, Outcome, Subject
 from host.measure import block_values
 from host.report.document import read
 from host.store import Store
+from host.store.rows import Floats
+from quant.figures import Provenance
 
 
 def session_subjects(store: Store, session_id: str) -> list[Subject]:
@@ -31,9 +33,19 @@ def session_subjects(store: Store, session_id: str) -> list[Subject]:
             block_values(store.run_data(run.run_id)),
             run.message,
             run.accuracy_higher_is_better,
+            run.variant,
+            _scores(store, run.run_id),
         )
         for name, run in zip(plain, runs, strict=True)
     ]
+
+
+def _scores(store: Store, run_id: str) -> Floats | None:
+    for engine in (Provenance.MEASURED, Provenance.HTP_EMULATOR, Provenance.ORT_CPU):
+        scores = store.scores_of(run_id, engine)
+        if scores is not None:
+            return scores
+    return None
 
 
 def file_subjects(path: Path) -> list[Subject]:
@@ -46,6 +58,7 @@ def file_subjects(path: Path) -> list[Subject]:
             run.figures,
             message=run.message,
             accuracy_higher_is_better=run.accuracy_higher_is_better,
+            variant=run.variant,
         )
         for run in session.runs
     ]

@@ -217,11 +217,20 @@ def test_methods_are_checked_against_each_other():
     assert "int4 is nearer to the float model than int8 (44.0 and 40.0 dB)" in texts["precision"]
 
 
+def scored(name, scores):
+    return Subject(f"net {name} sm8650", RunStatus.OK, {}, variant=name, scores=scores)
+
+
 def test_a_method_unlike_all_others_is_found():
     rng = np.random.default_rng(0)
     base = (rng.random(400) < 0.9).astype(float)
-    scores = {name: np.where(rng.random(400) < 0.02, 1 - base, base) for name in "abc"}
-    assert cross_check([], scores) == []
-    scores["d"] = rng.permutation(base) * (rng.random(400) < 0.7)
-    (remark,) = cross_check([], scores)
-    assert remark.rule == "odd_one_out" and remark.text.startswith("d is right and wrong")
+    alike = [scored(name, np.where(rng.random(400) < 0.02, 1 - base, base)) for name in "abc"]
+    assert cross_check(alike) == []
+    odd = scored("d", rng.permutation(base) * (rng.random(400) < 0.7))
+    (remark,) = cross_check([*alike, odd])
+    assert remark.rule == "outputs" and remark.text.startswith("d is right and wrong")
+    (pair,) = cross_check([alike[0], odd])
+    assert pair.text.startswith("a and d are right and wrong on the same samples in ")
+    # Fewer samples of one: the common ones are compared. Scores that are not 0/1 are not.
+    assert cross_check([alike[0], scored("e", base[:100])]) == []
+    assert cross_check([alike[0], scored("e", rng.random(400))]) == []
