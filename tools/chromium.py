@@ -110,9 +110,9 @@ class Page:
             })()"""
         )
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
-        height = self.evaluate("document.documentElement.scrollHeight")
+    def screenshot(self, path: Path, *, height: int | None = None) -> None:
+        """The page as PNG, whole or the top `height` pixels."""
+        height = height or self.evaluate("document.documentElement.scrollHeight")
         width = self.evaluate("innerWidth")
         reply = self.call(
             "Page.captureScreenshot",

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -64,6 +65,9 @@ def test_a_session_becomes_rows(db):
     assert [(s.name, s.seconds) for s in one.stages] == [("quantize", 6.0), ("compile", 9.0)]
     fp16, *_, last = one.runs
     assert fp16.figures["latency_ms"].value == pytest.approx(4.2)
+    # The blocks, which the verdict rests on, are those that the figures were made of.
+    assert fp16.blocks["latency_ms"].shape == (8,)
+    assert np.median(fp16.blocks["latency_ms"]) == pytest.approx(4.2, rel=0.01)
     # Of two accuracies the emulator's stands for the run; onnxruntime's is kept beside it.
     assert fp16.figures["accuracy"].provenance is Provenance.HTP_EMULATOR
     assert [f.provenance for f in fp16.others] == [Provenance.ORT_CPU]
@@ -100,6 +104,7 @@ def test_comparison_in_every_format(qhost, tmp_path):
     document = json.loads(qhost("report", "--format", "json"))
     assert document["verdict"]["variant"] == "int8"
     assert document["runs"][1]["figures"]["latency_ms"]["provenance"] == "emulated_device"
+    assert len(document["runs"][1]["blocks"]["latency_ms"]) == 8
 
 
 def test_regression_finds_the_slower_session(qhost):
