@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -53,14 +54,15 @@ KILL_BATCHES = 5
 
 @dataclass(frozen=True)
 class Speed:
-    """`seconds`: of whole commands in a new process each, Python's own start included."""
+    """`commands`: wall and processor seconds of whole commands, each in a new process, Python's
+    own start included. On a busy machine only the latter says something about qhost."""
 
     samples: int
     append_per_s: float
     view_s: float
     all_results_s: float
     run_data_s: float
-    seconds: dict[str, float]
+    commands: dict[str, tuple[float, float]]
     bytes_on_disk: int
 
 
@@ -127,18 +129,23 @@ def speed(path: Path, samples: int, runs: int, *, commands: bool = True) -> Spee
         "qhost report of one session": ["report", "--session", session_id, "--output", str(page)],
         "qhost trace show of one run": ["trace", "show", middle],
     }  # fmt: skip
-    seconds = {
-        name: _timed(lambda line=line: _command([*line, "--db-path", str(path)]))
+    spent_on = {
+        name: _command([*line, "--db-path", str(path)])
         for name, line in (lines.items() if commands else ())
     }
-    return Speed(stored, stored / spent, view, everything, raw, seconds, path.stat().st_size)
+    return Speed(stored, stored / spent, view, everything, raw, spent_on, path.stat().st_size)
 
 
-def _command(line: list[str]) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "host", *line], check=True, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+def _command(line: list[str]) -> tuple[float, float]:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall = _timed(
+        lambda: subprocess.run(
+            [sys.executable, "-m", "host", *line], check=True, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 def raw_batch(run_id: str, seq: int, rows: int) -> RawBatch:
@@ -249,9 +256,12 @@ def main() -> int:
                 "view quantization_results": found.view_s,
                 "view all_results": found.all_results_s,
                 "all raw data of one run": found.run_data_s,
-                **found.seconds,
             }
             rows += [(f"{name}, s (< 2)", value, value < 2) for name, value in times.items()]
+            rows += [
+                (f"{name} ({cpu:.2f} s of processor), s (< 2)", wall, wall < 2)
+                for name, (wall, cpu) in found.commands.items()
+            ]
             for name, value, good in rows:
                 print(f"{name}: {value:,.3f}")
                 bad += [] if good else [name]
