@@ -8,12 +8,11 @@ enough; how often that goes wrong is measured in docs/measuring.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Matrix = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 MIN_TAIL = 3  # blocks that must follow a change for it to count as settled
 MIN_BLOCKS = 6
@@ -39,16 +38,17 @@ def settles_at(*series: ArrayLike) -> int:
     level = np.sum((rows - rows.mean(axis=1, keepdims=True)) ** 2, axis=1) + floor
     quiet = n * float(np.sum(np.log(level / n)))
     cost = SEARCH_COST + SHORT_COST / n + len(rows)
-    best, place = quiet - cost * np.log(n), 0
-    for k, shape in _shapes(n):
-        slope, rss = _fit(rows, shape)
-        rss = rss + floor
-        score = n * float(np.sum(np.log(rss / n)))
-        if score < best:
-            settled = k if k else _within_noise(shape, slope, rss, n)
-            if settled <= n - MIN_TAIL:
-                best, place = score, settled
-    return place
+    best = quiet - cost * np.log(n)
+    places, shapes = _shapes(n)
+    slopes, rss = _fit(rows, shapes)
+    scores = n * np.sum(np.log((rss + floor[:, None]) / n), axis=0)
+    for i in np.argsort(scores):
+        if scores[i] >= best:
+            break
+        settled = int(places[i]) or _within_noise(shapes[i], slopes[0, i], rss[0, i], n)
+        if settled <= n - MIN_TAIL:
+            return settled
+    return 0
 
 
 def warm_up_blocks(latency: ArrayLike, temperature: ArrayLike | None = None) -> int:
@@ -56,27 +56,28 @@ def warm_up_blocks(latency: ArrayLike, temperature: ArrayLike | None = None) -> 
     return settles_at(latency) if temperature is None else settles_at(latency, temperature)
 
 
-def _shapes(n: int) -> Sequence[tuple[int, Matrix]]:
-    """(place, shape (n,)) of every candidate; place 0: found from the fit."""
+def _shapes(n: int) -> tuple[Ints, Matrix]:
+    """(m,) places and (m, n) shapes of every candidate; place 0: found from the fit."""
     i = np.arange(n, dtype=np.float64)
-    found: list[tuple[int, Matrix]] = []
-    for k in range(1, n - MIN_TAIL + 1):
-        found.append((k, (i < k).astype(np.float64)))
-        if k > 1:
-            found.append((k, np.clip(1 - i / k, 0.0, None)))
-    found += [(0, np.exp(-i / tau)) for tau in np.geomspace(0.5, n / 3, 24)]
-    return found
+    steps = [(k, (i < k).astype(np.float64)) for k in range(1, n - MIN_TAIL + 1)]
+    ramps = [(k, np.clip(1 - i / k, 0.0, None)) for k in range(2, n - MIN_TAIL + 1)]
+    curves = [(0, np.exp(-i / tau)) for tau in np.geomspace(0.5, n / 3, 24)]
+    places, shapes = zip(*steps, *ramps, *curves, strict=True)
+    return np.array(places), np.array(shapes)
 
 
-def _fit(rows: Matrix, shape: Matrix) -> tuple[Matrix, Matrix]:
-    """Slope on the shape and residual sum of squares, per series."""
-    x = shape - shape.mean()
+def _fit(rows: Matrix, shapes: Matrix) -> tuple[Matrix, Matrix]:
+    """Slopes on the shapes and residual sums of squares: (series, m) each."""
+    x = shapes - shapes.mean(axis=1, keepdims=True)
     centred = rows - rows.mean(axis=1, keepdims=True)
-    slope = centred @ x / float(x @ x)
-    return slope, np.sum((centred - slope[:, None] * x) ** 2, axis=1)
+    norms = np.sum(x**2, axis=1)
+    slopes = centred @ x.T / norms
+    # Rounding can leave a perfect fit a little below zero.
+    rss = np.sum(centred**2, axis=1, keepdims=True) - slopes**2 * norms
+    return slopes, np.maximum(rss, 0.0)
 
 
-def _within_noise(shape: Matrix, slope: Matrix, rss: Matrix, n: int) -> int:
+def _within_noise(shape: Matrix, slope: float, rss: float, n: int) -> int:
     """First index at which the first series is nearer to its level than its noise."""
-    far = np.flatnonzero(abs(slope[0]) * shape > (rss[0] / n) ** 0.5)
+    far = np.flatnonzero(abs(slope) * shape > (rss / n) ** 0.5)
     return int(far[-1]) + 1 if len(far) else 0
