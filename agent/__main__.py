@@ -17,13 +17,14 @@ import grpc
 
 from agent.artifacts import ArtifactStore
 from agent.bench import CHARGER_GRACE_S, Bench
-from agent.emulator.constants import SOCS
 from agent.emulator.personalities import PERSONALITIES
 from agent.emulator.phone import emulated_phone
 from agent.emulator.platform import EmulatedPlatform
 from agent.emulator.signals import Signal, parse_signal
-from agent.platform import log_path
+from agent.platform import Platform, log_path
 from agent.server import OPTIONS, AgentService, Gate
+from agent.silicon import SiliconPlatform, identify
+from agent.socs import SOCS
 from agent.spool import CAPACITY_BYTES, Spool
 from protos import PROTOCOL_VERSION, agent_pb2_grpc
 
@@ -147,20 +148,23 @@ async def _serve(options: argparse.Namespace, root: Path, token: str) -> int:
     return 0
 
 
-def _platform(options: argparse.Namespace, root: Path) -> EmulatedPlatform | None:
+def _platform(options: argparse.Namespace, root: Path) -> Platform | None:
+    """What --emulate or the device's own files ask for; None where there is nothing to run on."""
     phone = None if options.emulate else emulated_phone(options.device_root)
-    soc = phone.soc if phone else options.emulate
-    if soc is None:
-        return None
-    return EmulatedPlatform(
-        soc,
-        root,
-        time_factor=phone.time_factor if phone else options.time_factor,
-        seed=options.seed,
-        phone=phone,
-        personality=PERSONALITIES[options.personality],
-        signal=options.signal,
-    )
+    if soc := phone.soc if phone else options.emulate:
+        return EmulatedPlatform(
+            soc,
+            root,
+            time_factor=phone.time_factor if phone else options.time_factor,
+            seed=options.seed,
+            phone=phone,
+            personality=PERSONALITIES[options.personality],
+            signal=options.signal,
+        )
+    identity = identify(options.device_root)
+    if identity is not None and identity.silicon:
+        return SiliconPlatform(identity, root, options.device_root)
+    return None
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
@@ -169,7 +173,7 @@ def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     loop.call_soon_threadsafe(stop.set)
 
 
-def _give_up(platform: EmulatedPlatform) -> None:
+def _give_up(platform: Platform) -> None:
     platform.kill_children()
     os._exit(1)
 

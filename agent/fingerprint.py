@@ -2,25 +2,70 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
-import platform as host_platform
+import importlib.util
+import platform as machine
+import re
 from pathlib import Path
 
 from agent.sensors.channel import read_text
+from agent.sensors.dumpsys import THERMAL, Run, parse_thermal_status
+
+# Of the runtime that computes; their bytes decide more than any version string.
+_LIBRARIES = ("libQnnHtp.so", "libQnnSystem.so", "libonnxruntime_providers_qnn.so")
+_SETTINGS = {
+    "airplane_mode": "airplane_mode_on",
+    "wifi": "wifi_on",
+    "bluetooth": "bluetooth_on",
+}
 
 
-def read(root: Path) -> dict[str, str]:
-    """Facts under `root` ("/" on a device), and the versions that the agent runs with."""
+def read(root: Path, run: Run | None = None) -> dict[str, str]:
+    """Facts under `root` ("/" on a device), of Android's services through `run` where there are
+    any, and of what the agent runs with. A fact that cannot be had is left out."""
+    battery = root / "sys/class/power_supply/battery"
     facts = {
         "soc_id": read_text(root / "sys/devices/soc0/soc_id"),
         "machine": read_text(root / "sys/devices/soc0/machine"),
         "governor": _governors(root),
         "kernel": read_text(root / "proc/sys/kernel/osrelease"),
-        "python": host_platform.python_version(),
+        "charge_percent": read_text(battery / "capacity"),
+        "wake_locks": read_text(root / "sys/power/wake_lock"),
+        "python": machine.python_version(),
         "onnxruntime": _version("onnxruntime"),
         "onnxruntime_qnn": _version("onnxruntime-qnn"),
+        **library_hashes(),
+        **(_android(run) if run is not None else {}),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+@functools.cache
+def library_hashes() -> dict[str, str]:
+    """{"sha256 <library>": first 16 digits} of the QNN libraries that would be loaded."""
+    spec = importlib.util.find_spec("onnxruntime_qnn")
+    found = {}
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        for path in sorted(Path(folder).rglob("*.so")):
+            if path.name in _LIBRARIES:
+                with path.open("rb") as source:
+                    digest = hashlib.file_digest(source, "sha256").hexdigest()
+                found[f"sha256 {path.name}"] = digest[:16]
+    return found
+
+
+def _android(run: Run) -> dict[str, str]:
+    facts = {}
+    if match := re.search(r"mWakefulness=(\w+)", run(("dumpsys", "power")) or ""):
+        facts["screen"] = match[1]
+    for name, setting in _SETTINGS.items():
+        facts[name] = (run(("settings", "get", "global", setting)) or "").strip()
+    status = parse_thermal_status(run(THERMAL) or "")
+    if status is not None:
+        facts["thermal_status"] = str(int(status))
+    return facts
 
 
 def _governors(root: Path) -> str:

@@ -155,7 +155,8 @@ class AgentService(agent_pb2_grpc.AgentServicer):  # type: ignore[misc,unused-ig
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.Description:
         check_version(request.protocol_version)
-        description = self._platform.description()
+        # The first answer hashes libraries of tens of MB.
+        description = await asyncio.to_thread(self._platform.description)
         description.protocol_version = PROTOCOL_VERSION
         description.agent_version = __version__
         description.spool_capacity_bytes = self._spool.capacity_bytes

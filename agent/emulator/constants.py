@@ -8,45 +8,12 @@ slows the clocks when the skin gets warm. Figures made from them are labelled `e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 BASIS = (
     "device model: latency from the compiler's figures, power from activity, "
     "RC thermal network with throttling; constants in agent/emulator/constants.py"
 )
 
 BUILD = "qhost-emulated-1"
-
-
-@dataclass(frozen=True)
-class EmulatedSoc:
-    """What an emulated device says it is: /sys/devices/soc0/soc_id, thermal zone types."""
-
-    name: str
-    soc_model: int  # QNN's number
-    htp_arch: int
-    soc_id: int
-    skin_zone: str
-    npu_zones: tuple[str, ...]
-
-
-_NSPSS = ("nspss-0", "nspss-1", "nspss-2")
-_NSP_SM8650 = ("nsphvx-0", "nsphvx-1", "nsphmx-0", "nsphmx-1", "nsphmx-2", "nsphmx-3")
-_NSP_SM8750 = ("nsphvx-0", "nsphvx-1", "nsphvx-2", *_NSP_SM8650[2:])
-_SKIN = "skin-msm-therm"
-# The host's table (quant/htp/soc.toml) names the sources; a test holds the two together.
-SOCS: dict[str, EmulatedSoc] = {
-    "sm8350": EmulatedSoc("Snapdragon 888", 30, 68, 439, _SKIN, _NSPSS),
-    "sm8450": EmulatedSoc("Snapdragon 8 Gen 1", 36, 69, 457, _SKIN, _NSPSS),
-    "sm8475": EmulatedSoc("Snapdragon 8+ Gen 1", 42, 69, 530, _SKIN, _NSPSS),
-    "sm8550": EmulatedSoc("Snapdragon 8 Gen 2", 43, 73, 519, _SKIN, (*_NSPSS, "nspss-3")),
-    "sm8650": EmulatedSoc("Snapdragon 8 Gen 3", 57, 75, 557, _SKIN, _NSP_SM8650),
-    "sm8750": EmulatedSoc("Snapdragon 8 Elite", 69, 79, 618, "sys-therm-2", _NSP_SM8750),
-    "sm8850": EmulatedSoc("Snapdragon 8 Elite Gen 5", 87, 81, 660, "sys-therm-2", _NSP_SM8750),
-    "qcs6490": EmulatedSoc(
-        "Dragonwing QCS6490 (RB3 Gen 2)", 93, 68, 497, "quiet-therm", _NSPSS[:2]
-    ),
-}
 
 # --- Power, milliwatts. Idle: screen off, radios off, a development board's rails.
 RAILS = ("vdd_npu", "vdd_cpu", "vdd_gpu", "vdd_ddr", "vdd_soc")

@@ -18,6 +18,7 @@ import numpy as np
 from agent.emulator import constants as c
 from agent.emulator.personalities import PERSONALITIES, Personality
 from agent.emulator.signals import Signal, SignalTrace
+from agent.socs import SOCS
 
 _JUNCTIONS = ("npu", "cpu", "gpu", "ddr", "soc")
 _MAX_STEP_NS = 100_000_000
@@ -106,7 +107,7 @@ class Device:
         self.soc = soc
         self.personality = personality
         self.trace = SignalTrace(signal, start_ns) if signal is not None else None
-        self.spec = c.SOCS[soc]
+        self.spec = SOCS[soc]
         self.now_ns = start_ns
         self.load = IDLE
         self.level = 0

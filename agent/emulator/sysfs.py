@@ -76,7 +76,7 @@ class SysfsTree:
 
     def _soc(self) -> None:
         spec = self._device.spec
-        self._static("sys/devices/soc0/soc_id", str(spec.soc_id))
+        self._static("sys/devices/soc0/soc_id", str(spec.soc_ids[0]))
         self._static("sys/devices/soc0/machine", self._device.soc.upper())
         self._static("sys/devices/soc0/family", "Snapdragon")
 

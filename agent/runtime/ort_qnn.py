@@ -21,7 +21,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from agent.errors import AgentError, BadArtifact, Cancelled, DeviceFailure, Killed, TimedOut
+from agent.errors import (
+    AgentError,
+    BadArtifact,
+    BadRequest,
+    Cancelled,
+    DeviceFailure,
+    Killed,
+    TimedOut,
+)
 from agent.runtime import (
     Array,
     Block,
@@ -32,6 +40,12 @@ from agent.runtime import (
     Stop,
 )
 from agent.runtime.loop import timed_loop
+from agent.sensors.system import DmaBuffers
+
+PERF_PROFILES = (
+    "burst", "high_performance", "sustained_high_performance", "default", "balanced",
+    "low_balanced", "high_power_saver", "power_saver", "low_power_saver", "extreme_power_saver",
+)  # fmt: skip
 
 _PR_SET_PDEATHSIG = 1
 _ERRORS: Mapping[str, type[AgentError]] = {
@@ -46,7 +60,10 @@ class OrtQnnRuntime:
 
     name = "ort_qnn"
 
-    def __init__(self, log: Path, *, timeout_s: float = 900.0) -> None:
+    def __init__(
+        self, log: Path, *, timeout_s: float = 900.0, device_root: Path = Path("/")
+    ) -> None:
+        self._device_root = device_root
         self._log = log
         self._timeout_s = timeout_s
         self._child: subprocess.Popen[bytes] | None = None
@@ -58,12 +75,19 @@ class OrtQnnRuntime:
         return self._child.pid if self._child is not None else None
 
     def load(self, context: Context) -> Loaded:
+        if context.perf_profile not in PERF_PROFILES:  # QNN would only warn, and run as it likes
+            raise BadRequest(
+                f"unknown perf_profile {context.perf_profile!r}; known: {', '.join(PERF_PROFILES)}"
+            )
         if self._child is None:
             self._start()
         seconds, peak = self._call(
             "load", str(context.wrapper), context.soc_model, context.perf_profile
         )
-        return Loaded(seconds, peak)
+        # Weights and tensors of the HTP are DMA buffers, which the resident set leaves out.
+        assert self._child is not None
+        buffers = DmaBuffers(self._device_root, self._child.pid).read() or 0.0
+        return Loaded(seconds, peak + round(buffers))
 
     def outputs(self, feed: Feed) -> dict[str, Array]:
         result: dict[str, Array] = self._call("outputs", dict(feed))

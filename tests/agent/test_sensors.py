@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent import fingerprint
 from agent.sensors import discover, dumpsys, power, thermal
 from agent.sensors.channel import FileChannel
 from protos import agent_pb2 as pb
@@ -336,6 +337,39 @@ def test_memory_counts_resident_pages_and_every_dma_buffer_once(tmp_path):
         "memory_available": 7_000_000 * 1024, "process_pss": 2048 * 1024,
         "process_dmabuf": 1_004_096,
     }  # fmt: skip
+
+
+def test_fingerprint_of_a_phone(tmp_path):
+    write(
+        tmp_path,
+        {
+            "sys/devices/soc0/soc_id": "557",
+            "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": "walt",
+            "sys/devices/system/cpu/cpufreq/policy7/scaling_governor": "performance",
+            "sys/class/power_supply/battery/capacity": "76",
+            "sys/power/wake_lock": "qhost-1",
+        },
+    )
+    answers = {
+        ("dumpsys", "power"): "POWER MANAGER\n  mWakefulness=Asleep\n  mIsPowered=false",
+        ("settings", "get", "global", "airplane_mode_on"): "1\n",
+        ("settings", "get", "global", "wifi_on"): "0\n",
+        dumpsys.THERMAL: THERMALSERVICE,
+    }
+    facts = fingerprint.read(tmp_path, lambda argv: answers.get(tuple(argv)))
+    expected = {
+        "soc_id": "557", "governor": "performance,walt", "charge_percent": "76",
+        "wake_locks": "qhost-1", "screen": "Asleep", "airplane_mode": "1", "wifi": "0",
+        "thermal_status": "2",
+    }  # fmt: skip
+    assert {k: v for k, v in facts.items() if k in expected} == expected
+    assert "bluetooth" not in facts  # no answer, no fact
+
+
+def test_fingerprint_names_the_libraries_by_content():
+    hashes = fingerprint.library_hashes()
+    assert "sha256 libQnnHtp.so" in hashes
+    assert all(len(value) == 16 and int(value, 16) >= 0 for value in hashes.values())
 
 
 # --- Discovery ---------------------------------------------------------------------------------

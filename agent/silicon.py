@@ -1,0 +1,166 @@
+"""A Linux Snapdragon as a Platform: the board's own clock, its files, and QNN in a child process.
+
+`identify` says SILICON only when everything fits: an aarch64 processor, a soc_id of the table, a
+device node of the DSP, and none of the marks that emulators carry. Anything else is no silicon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform as machine
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent import fingerprint
+from agent.charging import Charger
+from agent.emulator.phone import emulated_phone
+from agent.platform import Report, Sink, Thermometer, log_path
+from agent.runtime import Runtime, Stop
+from agent.runtime.ort_qnn import PERF_PROFILES, OrtQnnRuntime
+from agent.sampler import SamplerProcess
+from agent.sensors import discover
+from agent.sensors.channel import Spec, read_int, read_text
+from agent.sensors.dumpsys import Run, run_command
+from agent.socs import SOCS, by_soc_id
+from protos import agent_pb2 as pb
+
+_IDLE_PIECE_S = 0.05
+_NOT_SILICON = "this machine's processor, through Qualcomm's HTP emulator: no device times"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a device's files say it is."""
+
+    soc: str
+    serial: str
+    model: str
+    build: str
+    silicon: bool
+
+
+def identify(device_root: Path, cpu: str | None = None) -> Identity | None:
+    """The Snapdragon whose files are under `device_root`, or None where it is none we know.
+
+    `cpu`: the processor as uname says it.
+    """
+    soc = by_soc_id(read_int(device_root / "sys/devices/soc0/soc_id") or -1)
+    if soc is None:
+        return None
+    tree = device_root / "proc/device-tree"
+    release = (read_text(device_root / "etc/os-release") or "").splitlines()
+    names = dict(line.partition("=")[::2] for line in release)
+    has_dsp = any((device_root / "dev").glob("fastrpc-cdsp*"))
+    return Identity(
+        soc=soc,
+        serial=_node(tree / "serial-number")
+        or (read_text(device_root / "etc/machine-id") or "unknown")[:16],
+        model=_node(tree / "model") or SOCS[soc].name,
+        build=names.get("PRETTY_NAME", "").strip('"'),
+        silicon=(cpu or machine.machine()) == "aarch64"
+        and has_dsp
+        and emulated_phone(device_root) is None,
+    )
+
+
+class SiliconPlatform:
+    """Platform protocol over the device that this process runs on."""
+
+    def __init__(self, identity: Identity, root: Path, device_root: Path) -> None:
+        self._identity = identity
+        self._device_root = device_root
+        run: Run | None = run_command if shutil.which("dumpsys") else None
+        self._run = run
+        found = discover(device_root, run=run)
+        self._channels, self._denied = found.channels, found.denied
+        self._thermometer = Thermometer(self._channels)
+        self._runtime = OrtQnnRuntime(log_path(root, "ort_qnn"), device_root=device_root)
+        self._sampler: SamplerProcess | None = None
+        self.charger = Charger(device_root, root / "charger.json", run=run)
+
+    def description(self) -> pb.Description:
+        identity = self._identity
+        soc = SOCS[identity.soc]
+        return pb.Description(
+            substrate=pb.SILICON if identity.silicon else pb.EMULATED,
+            emulation_basis="" if identity.silicon else _NOT_SILICON,
+            device=pb.DeviceIdentity(
+                serial=identity.serial,
+                model=identity.model,
+                soc=identity.soc,
+                soc_model=soc.soc_model,
+                htp_arch=soc.htp_arch,
+                build=identity.build,
+                os="linux",
+            ),
+            channels=[ch.spec.to_proto(i) for i, ch in enumerate(self._channels, 1)],
+            runtimes=[OrtQnnRuntime.name],
+            fingerprint={
+                **fingerprint.read(self._device_root, self._run),
+                "build": identity.build,
+                "perf_profiles": ",".join(PERF_PROFILES),
+                "denied": ",".join(self._denied),
+                "charging": self.charger.status(),
+            },
+        )
+
+    @property
+    def soc(self) -> str:
+        return self._identity.soc
+
+    @property
+    def soc_model(self) -> int:
+        return SOCS[self._identity.soc].soc_model
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """A wake lock where the kernel has one: a device that falls asleep measures nothing."""
+        name = f"qhost-{os.getpid()}"
+        self._power("wake_lock", name)
+        try:
+            yield
+        finally:
+            self._power("wake_unlock", name)
+
+    def idle(self, ns: int, stop: Stop) -> None:
+        end = time.monotonic_ns() + ns
+        while not stop() and (left := end - time.monotonic_ns()) > 0:
+            time.sleep(min(left / 1e9, _IDLE_PIECE_S))
+
+    def temperatures(self) -> list[tuple[Spec, float]]:
+        return self._thermometer.read()
+
+    def runtime(self) -> Runtime:
+        return self._runtime
+
+    @contextmanager
+    def sampling(self, rate_hz: float, sink: Sink, report: Report) -> Iterator[None]:
+        sampler = self._sampler = SamplerProcess(self._channels, rate_hz, sink)
+        try:
+            yield
+        except BaseException:
+            sampler.kill()
+            raise
+        report(sampler.stop())
+
+    def kill_children(self) -> None:
+        self._runtime.kill()
+        if self._sampler is not None:
+            self._sampler.kill()
+
+    def _power(self, node: str, name: str) -> None:
+        with contextlib.suppress(OSError):
+            (self._device_root / "sys/power" / node).write_text(name)
+
+
+def _node(path: Path) -> str:
+    """A device tree string: ends with a zero byte."""
+    return (read_text(path) or "").rstrip("\0")

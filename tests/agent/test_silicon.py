@@ -1,0 +1,180 @@
+"""A real board: when the agent may say silicon, and its platform on this machine's clock."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.artifacts import ArtifactStore
+from agent.bench import Bench
+from agent.silicon import SiliconPlatform, identify
+from agent.spool import Spool
+from protos import agent_pb2 as pb
+
+SECOND = 1_000_000_000
+
+
+def board(root: Path, **changes: str | None) -> Path:
+    """The files of a Linux board with an SM8650; a change to None leaves a file out."""
+    files: dict[str, str | None] = {
+        "sys/devices/soc0/soc_id": "557",
+        "proc/device-tree/model": "Board\0",
+        "proc/device-tree/serial-number": "a1b2c3\0",
+        "etc/os-release": 'NAME="X"\nPRETTY_NAME="Debian 12"',
+        "dev/fastrpc-cdsp": "",
+        "sys/class/hwmon/hwmon0/power1_input": "1500000",
+        "sys/class/hwmon/hwmon0/power1_label": "vph_pwr",
+        "sys/class/thermal/thermal_zone0/type": "nsphmx-0",
+        "sys/class/thermal/thermal_zone0/temp": "41000",
+        "sys/power/wake_lock": "",
+        "sys/power/wake_unlock": "",
+    }
+    for name, text in {**files, **changes}.items():
+        if text is not None:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n")
+    return root
+
+
+def test_a_board_is_silicon_when_everything_fits(tmp_path):
+    found = identify(board(tmp_path), "aarch64")
+    assert found is not None
+    assert (found.soc, found.serial, found.model) == ("sm8650", "a1b2c3", "Board")
+    assert found.build == "Debian 12"
+    assert found.silicon
+
+
+@pytest.mark.parametrize(
+    ("changes", "cpu"),
+    [
+        ({}, "x86_64"),
+        ({"dev/fastrpc-cdsp": None}, "aarch64"),
+        (
+            {
+                "system/build.prop": "ro.qhost.emulated=1\nro.qhost.soc=sm8650\nro.serialno=E\n"
+                "ro.build.id=E\nro.qhost.time_factor=1"
+            },
+            "aarch64",
+        ),
+    ],
+)
+def test_one_thing_amiss_and_it_is_no_silicon(tmp_path, changes, cpu):
+    found = identify(board(tmp_path, **changes), cpu)
+    assert found is not None
+    assert not found.silicon
+
+
+@pytest.mark.parametrize("soc_id", ["0", "321", "x", None])
+def test_an_unknown_part_is_nothing(tmp_path, soc_id):
+    assert identify(board(tmp_path, **{"sys/devices/soc0/soc_id": soc_id}), "aarch64") is None
+
+
+def test_the_agent_does_not_start_where_there_is_no_device(tmp_path):
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text("x" * 32)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "agent", "--root", tmp_path / "root", "--token-file", token,
+         "--device-root", board(tmp_path / "device")],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "--emulate" in done.stderr
+
+
+def test_a_block_on_this_machines_clock_with_the_real_sampler(
+    tmp_path, artifact_files, check_segment, block_segment
+):
+    """QNN's emulator stands where the DSP would; the description can then only say emulated."""
+    identity = identify(board(tmp_path / "device"))
+    assert identity is not None
+    platform = SiliconPlatform(identity, tmp_path / "root", tmp_path / "device")
+    description = platform.description()
+    assert description.substrate == pb.EMULATED
+    assert "HTP emulator" in description.emulation_basis
+    store = ArtifactStore(tmp_path / "root/artifacts")
+    sha = "a" * 64
+    for name, content in artifact_files.items():
+        path = tmp_path / "root/artifacts" / sha / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    spool = Spool(tmp_path / "root/spool")
+    bench = Bench(platform, store, spool, tmp_path / "root/queue.pb")
+    before = time.monotonic_ns()
+    segment = block_segment(
+        sha, min_inferences=5, min_duration_ns=SECOND // 4, warmup_ns=SECOND // 10,
+        idle_ns=SECOND // 5,
+    )  # fmt: skip
+    bench.start("s", [check_segment(sha), segment])
+    batches: list[pb.Batch] = []
+    while sum(b.HasField("end") for b in batches) < 2:
+        assert time.monotonic_ns() - before < 60 * SECOND
+        data = spool.read(len(batches) + 1)
+        if data is None:
+            time.sleep(0.02)
+        else:
+            batches.append(pb.Batch.FromString(data))
+    bench.close()
+    after = time.monotonic_ns()
+    assert [b.end.outcome for b in batches if b.HasField("end")] == [pb.OK, pb.OK]
+    (golden,) = [b.golden for b in batches if b.HasField("golden")]
+    assert golden.bit_equal
+    (load,) = [b.load for b in batches if b.HasField("load")]
+    assert load.cold_s > load.warm_s > 0
+    assert load.peak_memory_bytes > 20e6
+    (block,) = [b.block for b in batches if b.HasField("block")]
+    assert before < block.t_first_ns < block.t_last_ns < after
+    assert block.inferences >= 5
+    assert np.sum(block.per_iteration_us) == pytest.approx(
+        (block.t_last_ns - block.t_first_ns) / 1e3, rel=1e-3
+    )
+    marks = [m for b in batches for m in b.marks]
+    for channel in description.channels:
+        times = [
+            t for b in batches for s in b.samples if s.channel == channel.id for t in s.t_ns
+        ]  # fmt: skip
+        idle = next(m for m in marks if m.phase == pb.IDLE_BEFORE)
+        last = next(m for m in marks if m.phase == pb.IDLE_AFTER)
+        assert min(times) <= idle.t_start_ns
+        assert max(times) >= last.t_end_ns
+    values = {v for b in batches for s in b.samples if s.channel == 1 for v in s.value}
+    assert values == {1500.0}
+    assert (tmp_path / "device/sys/power/wake_lock").read_text().startswith("qhost-")
+    assert len([b for b in batches if b.HasField("sampler")]) == 2
+
+
+def test_cancelling_a_block_on_the_wall_clock_stops_its_loop(
+    tmp_path, artifact_files, block_segment
+):
+    identity = identify(board(tmp_path / "device"))
+    assert identity is not None
+    platform = SiliconPlatform(identity, tmp_path / "root", tmp_path / "device")
+    store = ArtifactStore(tmp_path / "root/artifacts")
+    sha = "a" * 64
+    for name, content in artifact_files.items():
+        path = tmp_path / "root/artifacts" / sha / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    spool = Spool(tmp_path / "root/spool")
+    bench = Bench(platform, store, spool, tmp_path / "root/queue.pb")
+    segment = block_segment(
+        sha, min_duration_ns=50 * SECOND, warmup_ns=0, idle_ns=0, max_duration_ns=60 * SECOND
+    )
+    bench.start("s", [segment])
+    end = time.monotonic() + 20
+    while spool.next_seq < 3:  # samples arrive: the block is under way
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert bench.cancel("") == 1
+    while bench.running:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    last = pb.Batch.FromString(spool.read(spool.next_seq - 1) or b"")
+    assert last.end.outcome == pb.CANCELLED
+    bench.close()
