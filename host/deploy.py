@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -127,9 +128,12 @@ class AdbSession:
         try:
             self._attach(ensure_agent(device))
             self._require_clean()
-        except BaseException:
+        except BaseException as error:
             self._detach()
-            held.release()
+            if isinstance(error, DeviceError) and error.transient:
+                held.abandon()  # the device is away: it would only be asked in vain
+            else:
+                held.release()
             raise
 
     def _attach(self, endpoint: AgentEndpoint) -> None:
@@ -241,14 +245,16 @@ def open_adb_device(serial: str, soc: str) -> AdbSession:
 
 
 def _open(device: AdbDevice) -> AdbSession:
-    """A session, tried again when the connection breaks in the middle of it."""
-    for _ in range(OPEN_ATTEMPTS - 1):
+    """A session, tried again when the connection breaks in the middle of opening it."""
+    nonce = secrets.token_hex(6)  # one for all attempts: a lease taken by a lost reply is ours
+    attempt = 0
+    while True:
+        attempt += 1
         try:
-            return AdbSession(device, lease.acquire(device))
+            return AdbSession(device, lease.acquire(device, nonce=nonce))
         except lease.LeaseTaken:
             raise
         except DeviceError as error:
-            if not error.transient:
+            if not error.transient or attempt == OPEN_ATTEMPTS:
                 raise
             device.wait_ready(RETURN_TIMEOUT_S)
-    return AdbSession(device, lease.acquire(device))

@@ -113,13 +113,16 @@ class HeldLease:
                 self._device.check(f"ln -s {shlex.quote(renewed)} {spare} && mv -f {spare} {LINK}")
 
 
-def acquire(device: AdbDevice, *, wait_s: float = 0.0, owner: str = "") -> HeldLease:
+def acquire(
+    device: AdbDevice, *, wait_s: float = 0.0, owner: str = "", nonce: str = ""
+) -> HeldLease:
     """Lease the device, waiting up to `wait_s` for another holder.
 
+    `nonce` names this lease: one that is there under the same name is taken over.
     LeaseTaken names the holder when it does not become free.
     """
     owner = owner or this_owner()
-    nonce = secrets.token_hex(6)
+    nonce = nonce or secrets.token_hex(6)
     deadline = time.monotonic() + wait_s
     device.check(f"mkdir -p {BASE}")
     while True:
@@ -132,6 +135,8 @@ def acquire(device: AdbDevice, *, wait_s: float = 0.0, owner: str = "") -> HeldL
             if device.shell(f"ls {BASE}").code:
                 raise DeviceError(f"{device.serial} lets nobody write to {BASE}.")
             device.shell(f"rm -f {LINK}")  # not a lease of any version we know
+        elif held.nonce == nonce:
+            return HeldLease(device, nonce, owner)
         elif held.expired:
             _remove_expired(device, held)
         elif time.monotonic() >= deadline:

@@ -1,0 +1,239 @@
+"""Seeded benches on an emulated device behind adb, one fault in each; says what became of them.
+
+    python tools/fault_runs.py [--runs 50] [--first-seed 0] [--keep DIR]
+
+Each run is `qhost bench` on a device of its own while a fault strikes at a random moment. Checked:
+a run that reports success has every block once, and in every timed window every sample once; any
+other run is a row with a failure class and a message; nothing hangs past its limit; afterwards
+neither the host nor the device has a process left. Exit 1 when one of these does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from host import deploy, install
+from host.adb import AdbDevice, AdbServer
+from host.bench.device import SegmentDone
+from host.bench.plan import Job, get_profile
+from host.bench.run import run_bench
+from host.cli.bench import model_inputs, resolve_bench
+from host.devices import DeviceInfo
+from host.emulate import EmulatedPhone
+from host.errors import DeviceError, RunStatus
+from host.store import Store
+
+SOC = "sm8650"
+TIME_FACTOR = 20.0
+DATA_MB = 60.0
+RUN_LIMIT_S = 180.0
+# A bench of one cached variant takes about this long here, start of the agent included.
+STRIKE_WITHIN_S = 7.0
+RETURN_TIMEOUT_S = 8.0  # the devices here come back within 3 s or never
+KINDS = (
+    "none", "drop", "freeze", "freeze-short", "reboot", "refuse-push", "full-disk", "slow-usb",
+    "kill-agent", "unauthorized", "offline", "disconnect", "kill-server",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One faulted run. `problems` is empty when all that is checked held."""
+
+    seed: int
+    fault: str
+    at_s: float
+    status: str  # of the run's row; error: the bench ended before it had one
+    message: str
+    seconds: float
+    problems: tuple[str, ...]
+
+
+class _Silent:
+    """BenchEvents that nobody watches."""
+
+    def planned(self, session_id: str, info: DeviceInfo, jobs: Sequence[Job]) -> None: ...
+    def stage(self, run_id: str, stage: str, seconds: float) -> None: ...
+    def segment(self, done: SegmentDone) -> None: ...
+    def finished(self, run_id: str, status: RunStatus, message: str) -> None: ...
+
+
+def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:
+    """One bench with the fault and the moment that `seed` draws."""
+    rng = random.Random(seed)
+    kind = KINDS[seed % len(KINDS)]
+    at_s = rng.uniform(0.0, STRIKE_WITHIN_S)
+    text = {
+        "freeze-short": f"freeze:for={rng.uniform(1, 3):.1f}",
+        "reboot": f"reboot:for={rng.uniform(0.2, 2):.1f}",
+        "refuse-push": f"refuse-push:byte={rng.randrange(50_000)}",
+        "slow-usb": f"slow-usb:rate={rng.randrange(40_000, 400_000)}",
+    }.get(kind, kind)
+    if kind == "refuse-push":
+        at_s = 0.0  # what is pushed is pushed in the beginning
+    started = time.monotonic()
+    status, message, problems = "error", "", []
+    with EmulatedPhone(SOC, time_factor=TIME_FACTOR, data_mb=DATA_MB) as phone:
+        server.connect(phone.serial)
+        device = AdbDevice(phone.serial, "device", emulated=True, server=server)
+        device.wait_ready(10)
+
+        def strike() -> None:
+            if kind == "disconnect":
+                server.disconnect(phone.serial)
+            elif kind == "kill-server":
+                server.kill()
+            elif kind != "none":
+                phone.fault(text)
+
+        timer = threading.Timer(at_s, strike)
+        timer.start()
+        db_path = folder / f"{seed}.duckdb"
+        try:
+            outcome = _bench(phone.serial, db_path, folder)
+            run_id, run_status = next(iter(outcome.items()))
+            status = run_status.value
+            message, problems = _check(db_path, run_id, run_status)
+        except DeviceError as error:
+            # The device was gone before there was a session: one line, exit 5.
+            message = error.message
+        finally:
+            timer.cancel()
+            timer.join()
+        problems += _left_on(device)
+        group = phone.process.pid
+        server.disconnect(phone.serial)
+    if left := _members(group):
+        problems.append(f"processes {left} outlive the emulated device")
+    seconds = time.monotonic() - started
+    if kind == "none" and status != "ok":
+        problems.append("failed without a fault")
+    return Outcome(seed, text, at_s, status, message, seconds, tuple(problems))
+
+
+def _bench(serial: str, db_path: Path, folder: Path) -> dict[str, RunStatus]:
+    config = resolve_bench(
+        {
+            "device": serial,
+            "methods": "int8",
+            "mock": None,
+            "profile": "rapid",
+            "perf_profile": None,
+            "db_path": db_path,
+            "output_dir": folder / "out",
+            "emulator_samples": 8,
+            "seed": None,
+            "time_factor": None,
+        },
+        model_inputs([], [], None, None),
+        resume=False,
+        input_shapes=[],
+    )
+    return run_bench(config, _Silent()).statuses
+
+
+def _check(db_path: Path, run_id: str, status: RunStatus) -> tuple[str, list[str]]:
+    problems: list[str] = []
+    with Store.open(db_path) as store:
+        data = store.run_data(run_id)
+        row = next(r for r in store.runs_of(run_id.rpartition("-")[0]) if r.run_id == run_id)
+        message = str(row.message or "")
+    if status is RunStatus.FAILED and not (row.failure_class and message):
+        problems.append("a failed row without class or message")
+    if status is not RunStatus.OK:
+        return message, problems
+    indices = sorted(block.block_index for block in data.blocks)
+    if indices != list(range(get_profile("rapid", emulated=True).blocks)):
+        problems.append(f"blocks {indices}")
+    for block in data.blocks:
+        if len(block.per_iteration_us) != block.inferences:
+            problems.append(f"block {block.block_index}: latencies lost or doubled")
+    for channel, samples in data.samples.items():
+        if np.any(np.diff(samples.t_ns) <= 0):
+            problems.append(f"channel {channel}: a sample twice")
+    problems += _gaps(data.samples[1].t_ns, [m for m in data.marks if m.phase == "timed"])
+    return message, problems
+
+
+def _gaps(times: np.ndarray, windows: Sequence[object]) -> list[str]:
+    """The first channel is read on every tick of the device clock: a longer step is a loss."""
+    problems = []
+    for window in windows:
+        start, end = window.t_start_ns, window.t_end_ns  # type: ignore[attr-defined]
+        inside = times[(times >= start) & (times <= end)]
+        steps = np.diff(inside)
+        if len(steps) == 0 or steps.max() > 1.5 * np.median(steps):
+            problems.append(f"samples missing in the timed window at {start}")
+    return problems
+
+
+def _left_on(device: AdbDevice) -> list[str]:
+    """An agent that still runs on a device that can be asked."""
+    try:
+        device.wait_ready(2)
+        running = install.running_agent(device)
+    except DeviceError:
+        return []
+    return [f"agent {running.pid} runs on"] if running else []
+
+
+def _members(session: int) -> list[int]:
+    """Processes of the session that an emulated device and all below it run in."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--port", type=int, default=15037, help="of the adb server used here")
+    parser.add_argument("--keep", type=Path, help="keep the databases in this directory")
+    options = parser.parse_args(argv)
+    os.environ["ANDROID_ADB_SERVER_PORT"] = str(options.port)
+    deploy.RETURN_TIMEOUT_S = RETURN_TIMEOUT_S
+    server = AdbServer(options.port)
+    outcomes = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for seed in range(options.first_seed, options.first_seed + options.runs):
+                faulthandler.dump_traceback_later(RUN_LIMIT_S, exit=True)
+                outcome = faulted_run(seed, server, folder)
+                faulthandler.cancel_dump_traceback_later()
+                outcomes.append(outcome)
+                print(
+                    f"{seed:3d} {outcome.fault:22} at {outcome.at_s:4.1f} s: {outcome.status:8}"
+                    f" {outcome.seconds:5.1f} s {outcome.message} {'; '.join(outcome.problems)}",
+                    flush=True,
+                )
+        finally:
+            server.kill()
+    bad = [outcome for outcome in outcomes if outcome.problems]
+    by_status = {s: sum(o.status == s for o in outcomes) for s in {o.status for o in outcomes}}
+    print(f"{len(outcomes)} runs: {by_status}; {len(bad)} with problems")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
