@@ -90,7 +90,8 @@ def parse_drop(text: str) -> Drop:
         raise UserError(
             f"{text!r} is no accuracy drop.", "Write points, 0.5pt, or percent of it, 5%."
         )
-    return Drop(float(match[1]) / 100, match[2] == "pt", f"{match[1]}{match[2]}")
+    text = f"{match[1]} pt" if match[2] == "pt" else f"{match[1]}%"
+    return Drop(float(match[1]) / 100, match[2] == "pt", text)
 
 
 def parse_objective(text: str) -> str:

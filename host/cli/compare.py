@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,100 +13,185 @@ from rich.console import Console
 
 from host.cli.bench import Progress, model_inputs, resolve_bench
 from host.errors import ExitCode, UserError, unknown_name
+from host.gate import ALIASES
 
 if TYPE_CHECKING:
-    from host.bench.prepare import BenchConfig
+    from host.bench.prepare import BenchConfig, ModelInput
+    from host.compare import Constraints
     from host.crosscheck import Remark
     from host.report.data import SessionReport
-    from host.report.verdict import Constraints
     from host.store import Store
 
-# --metrics words -> metrics of the contract.
-METRIC_WORDS = {
-    "accuracy": "accuracy",
-    "latency": "latency_ms",
-    "throughput": "throughput_items_per_sec",
-    "power": "power_mw",
-    "energy": "energy_mj",
-    "size": "model_size_bytes",
-    "memory": "memory_mb",
-    "startup": "startup_ms",
-}
-_DROP = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(pt|%)\s*")
+METRIC_WORDS = ("accuracy", *ALIASES)
+PLOTS = ("pareto", "radar", "bars")
+
+ModelPath = Annotated[
+    Path | None, typer.Option(help="Model to compare; without it: the shipped sample.")
+]
+ModelType = Annotated[
+    str | None, typer.Option(help="text, vision, audio, text_generation or multimodal.")
+]
+Methods = Annotated[str | None, typer.Option(help="Methods grammar, or all (the default).")]
+TaskPath = Annotated[Path | None, typer.Option(help="Task file .npz.")]
+OutputDir = Annotated[
+    Path | None, typer.Option(help="Where <model>_comparison.json goes (qhost-out).")
+]
+Device = Annotated[str | None, typer.Option(help="As for qhost bench.")]
+Mock = Annotated[bool | None, typer.Option("--mock", help="Run on an emulated device.")]
+StoreInDb = Annotated[bool, typer.Option("--store-in-db", help="Keep the session in the database.")]
+DbPath = Annotated[Path | None, typer.Option(help="Database for --store-in-db.")]
+Visualize = Annotated[
+    bool, typer.Option("--visualize", help=f"Draw {', '.join(PLOTS)} and the report page too.")
+]
 
 
 def register(app: typer.Typer) -> None:
     @app.command("compare-all")
     def compare_all(
-        model_path: Annotated[
-            Path | None, typer.Option(help="Model to compare; without it: the shipped sample.")
-        ] = None,
-        model_type: Annotated[
-            str | None, typer.Option(help="text, vision, audio, text_generation or multimodal.")
-        ] = None,
-        methods: Annotated[str | None, typer.Option(help="Methods grammar, or all.")] = None,
+        model_path: ModelPath = None,
+        model_type: ModelType = None,
+        methods: Methods = None,
         metrics: Annotated[
             str, typer.Option(help=f"Comma-separated: {', '.join(METRIC_WORDS)}.")
         ] = ",".join(METRIC_WORDS),
-        task: Annotated[Path | None, typer.Option(help="Task file .npz.")] = None,
+        task: TaskPath = None,
         metric: Annotated[str | None, typer.Option(help="Accuracy metric.")] = None,
-        output_dir: Annotated[
-            Path | None, typer.Option(help="Where <model>_comparison.json goes (qhost-out).")
-        ] = None,
-        device: Annotated[str | None, typer.Option(help="As for qhost bench.")] = None,
-        mock: Annotated[
-            bool | None, typer.Option("--mock", help="Run on an emulated device.")
-        ] = None,
+        output_dir: OutputDir = None,
+        device: Device = None,
+        mock: Mock = None,
         profile: Annotated[str | None, typer.Option(help="As for qhost bench.")] = None,
-        store_in_db: Annotated[
-            bool, typer.Option("--store-in-db", help="Keep the session in the database.")
-        ] = False,
-        db_path: Annotated[Path | None, typer.Option(help="Database for --store-in-db.")] = None,
+        store_in_db: StoreInDb = False,
+        db_path: DbPath = None,
         max_accuracy_drop: Annotated[
-            str, typer.Option(help="Below fp16: points (0.5pt) or percent of the figure (5%).")
+            str, typer.Option(help="Below the float model: points (0.5pt) or percent of it (5%).")
         ] = "1pt",
         max_latency_ms: Annotated[float | None, typer.Option(min=0.0)] = None,
         max_size_mb: Annotated[float | None, typer.Option(min=0.0)] = None,
         max_energy_mj: Annotated[float | None, typer.Option(min=0.0)] = None,
-        emulator_samples: Annotated[int | None, typer.Option(min=1)] = None,
-        input_shape: Annotated[list[str] | None, typer.Option()] = None,
-        json_output: Annotated[bool, typer.Option("--json")] = False,
+        objective: Annotated[
+            str, typer.Option(help="What to ship the best of: latency, energy, size, ...")
+        ] = "latency",
+        emulator_samples: Annotated[
+            int | None, typer.Option(min=1, help="As for qhost bench.")
+        ] = None,
+        input_shape: Annotated[list[str] | None, typer.Option(help="As for qhost bench.")] = None,
+        visualize: Visualize = False,
+        json_output: Annotated[
+            bool, typer.Option("--json", help="The comparison on stdout, and nothing else.")
+        ] = False,
     ) -> int:
         """Run every method and say which one to ship, under your constraints."""
-        shown = parse_metrics(metrics)
-        parse_drop(max_accuracy_drop, 1.0)
-        models = model_inputs(
-            [model_path] if model_path else [], [task] if task else [], model_type, metric
-        )
-        with tempfile.TemporaryDirectory(prefix="qhost-compare-") as tmp:
-            if not store_in_db:
-                db_path = Path(tmp) / "comparison.duckdb"
-            flags = {
-                "device": device, "methods": methods, "mock": mock, "profile": profile,
-                "db_path": db_path, "output_dir": output_dir,
-                "emulator_samples": emulator_samples,
-            }  # fmt: skip
-            config = resolve_bench(flags, models, resume=False, input_shapes=input_shape or [])
-            report, remarks, all_ok = _run(config)
-        from host.report.verdict import Constraints, decide
+        from host.compare import Constraints, parse_drop, parse_objective
 
-        constraints = Constraints(
-            parse_drop(max_accuracy_drop, _baseline_accuracy(report)),
-            max_latency_ms,
-            max_size_mb,
-            max_energy_mj,
+        return _compare(
+            model_inputs(
+                [model_path] if model_path else [], [task] if task else [], model_type, metric
+            ),
+            {
+                "device": device,
+                "methods": methods,
+                "mock": mock,
+                "profile": profile,
+                "db_path": db_path,
+                "output_dir": output_dir,
+                "emulator_samples": emulator_samples,
+            },
+            Constraints(
+                parse_drop(max_accuracy_drop),
+                max_latency_ms,
+                max_size_mb,
+                max_energy_mj,
+                parse_objective(objective),
+            ),
+            parse_metrics(metrics),
+            input_shapes=input_shape or [],
+            store_in_db=store_in_db,
+            visualize=visualize,
+            json_output=json_output,
         )
-        report = replace(
-            report,
-            verdict=decide(report, constraints),
-            db_path=str(config.db_path) if store_in_db else "",
+
+    @app.command("example")
+    def example(
+        model_path: ModelPath = None,
+        model_type: ModelType = None,
+        methods: Methods = None,
+        task: TaskPath = None,
+        output_dir: OutputDir = None,
+        device: Device = None,
+        mock: Mock = None,
+        store_in_db: StoreInDb = False,
+        db_path: DbPath = None,
+        visualize: Visualize = False,
+    ) -> int:
+        """The whole workflow once: every method, the comparison, plots, the database."""
+        from host.report.verdict import DEFAULT
+
+        return _compare(
+            model_inputs(
+                [model_path] if model_path else [], [task] if task else [], model_type, None
+            ),
+            {
+                "device": device,
+                "methods": methods,
+                "mock": mock,
+                "db_path": db_path,
+                "output_dir": output_dir,
+            },
+            DEFAULT,
+            parse_metrics(",".join(METRIC_WORDS)),
+            input_shapes=[],
+            store_in_db=store_in_db,
+            visualize=visualize,
+            json_output=False,
         )
-        document, path = _write(report, remarks, config.output_dir)
-        if json_output:
-            print(document)
-        else:
-            _show(report, remarks, shown, constraints, path)
-        return ExitCode.OK if all_ok else ExitCode.JOBS_FAILED
+
+
+def _compare(
+    models: tuple[ModelInput, ...],
+    flags: dict[str, object],
+    constraints: Constraints,
+    metrics: tuple[str, ...],
+    *,
+    input_shapes: list[str],
+    store_in_db: bool,
+    visualize: bool,
+    json_output: bool,
+) -> int:
+    from host.report.verdict import decide
+
+    with tempfile.TemporaryDirectory(prefix="qhost-compare-") as tmp:
+        if not store_in_db:
+            flags = flags | {"db_path": Path(tmp) / "comparison.duckdb"}
+        config = resolve_bench(flags, models, resume=False, input_shapes=input_shapes)
+        report, remarks, all_ok = _run(config)
+    report = replace(
+        report,
+        verdict=decide(report, constraints),
+        db_path=str(config.db_path) if store_in_db else "",
+    )
+    document, path = _write(report, remarks, config.output_dir)
+    if json_output:
+        print(document)
+    else:
+        _show(report, remarks, metrics, path)
+    if visualize:
+        for drawn in _draw(report, config.output_dir):
+            typer.echo(f"Plot: {drawn.resolve()}", err=json_output)
+    return ExitCode.OK if all_ok else ExitCode.JOBS_FAILED
+
+
+def _draw(report: SessionReport, folder: Path) -> list[Path]:
+    from host.cli.visualize import write_plot
+    from host.report.files import write_text
+    from host.report.page import report_page
+
+    page = folder / f"{report.model_name}_report.html"
+    write_text(page, report_page(report))
+    drawn = [page]
+    for plot in PLOTS:
+        drawn.append(folder / f"{report.model_name}_{plot}.png")
+        write_plot(report, plot, drawn[-1])
+    return drawn
 
 
 def parse_metrics(text: str) -> tuple[str, ...]:
@@ -118,18 +202,7 @@ def parse_metrics(text: str) -> tuple[str, ...]:
     for word in words:
         if word not in METRIC_WORDS:
             raise unknown_name("metric", word, METRIC_WORDS)
-    return tuple(METRIC_WORDS[w] for w in words)
-
-
-def parse_drop(text: str, baseline: float) -> float:
-    """`0.5pt` -> 0.005; `5%` -> 0.05 x baseline: in the unit of the accuracy."""
-    match = _DROP.fullmatch(text)
-    if match is None:
-        raise UserError(
-            f"--max-accuracy-drop {text!r} is neither points nor percent.", "Write 0.5pt or 5%."
-        )
-    amount = float(match[1]) / 100
-    return amount if match[2] == "pt" else amount * abs(baseline)
+    return tuple(ALIASES.get(w, w) for w in words)
 
 
 def _run(config: BenchConfig) -> tuple[SessionReport, list[Remark], bool]:
@@ -163,12 +236,6 @@ def _golden_remarks(store: Store, session_id: str) -> list[Remark]:
     return remarks
 
 
-def _baseline_accuracy(report: SessionReport) -> float:
-    baseline = report.baseline
-    value = baseline.value("accuracy") if baseline else None
-    return 1.0 if value is None else value
-
-
 def _write(report: SessionReport, remarks: list[Remark], folder: Path) -> tuple[str, Path]:
     from host.report.document import to_document
     from host.report.files import write_text
@@ -184,17 +251,17 @@ def _show(
     report: SessionReport,
     remarks: list[Remark],
     metrics: tuple[str, ...],
-    constraints: Constraints,
     path: Path,
 ) -> None:
     from host.report.table import session_table
-    from host.report.verdict import pareto_front
 
     console = Console()
     console.print(session_table(report, console.width, metrics=metrics))
-    console.print(f"Constraints: {'; '.join(constraints.describe())}.", highlight=False)
-    front = pareto_front(report)
-    console.print(f"Pareto front, latency and accuracy: {', '.join(front)}.", highlight=False)
+    assert report.verdict is not None
+    asked = "; ".join(report.verdict.constraints)
+    console.print(f"Constraints: {asked}.", highlight=False)
+    front = ", ".join(report.verdict.front)
+    console.print(f"Pareto front, latency and accuracy: {front}.", highlight=False)
     if not remarks:
         console.print("Cross-checks between methods and with the goldens: nothing to remark.")
     for remark in remarks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from host import compare
 from host.errors import RunStatus
@@ -11,36 +11,13 @@ from host.report.data import RunReport, SessionReport, Verdict
 from host.report.text import PROVENANCE_TEXT, baseline_text, metric_label, value_text
 from quant.figures import METRICS, Figure, Provenance
 
-
-@dataclass(frozen=True)
-class Constraints:
-    """What a variant must meet. The accuracy drop is in the accuracy's own unit (0.01 = 1 pt)."""
-
-    max_accuracy_drop: float = 0.01
-    max_latency_ms: float | None = None
-    max_size_mb: float | None = None
-    max_energy_mj: float | None = None
-    objective: str = "latency_ms"
-
-    def describe(self) -> tuple[str, ...]:
-        """One phrase per constraint."""
-        return self.limits().describe()
-
-    def limits(self) -> compare.Constraints:
-        drop = self.max_accuracy_drop
-        return compare.Constraints(
-            compare.Drop(drop, True, f"{drop * 100:g} pt"),
-            self.max_latency_ms,
-            self.max_size_mb,
-            self.max_energy_mj,
-            self.objective,
-        )
+# Without constraints of the user's, more than a point below the float model is not shipped.
+DEFAULT = compare.Constraints(compare.parse_drop("1pt"))
 
 
-def decide(session: SessionReport, constraints: Constraints | None = None) -> Verdict:
+def decide(session: SessionReport, asked: compare.Constraints = DEFAULT) -> Verdict:
     """Which variant to ship under the constraints, with every reason, and the Pareto front."""
-    asked = constraints or Constraints()
-    found = compare.compare([_subject(run) for run in session.runs], asked.limits())
+    found = compare.compare([_subject(run) for run in session.runs], asked)
     best = next((run for run in session.runs if run.variant == found.variant), None)
     reasons = list(found.reasons)
     headline = found.headline

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from host.compare import Constraints, Drop
 from host.errors import UserError
 from host.report import document
 from host.report.data import SessionReport
 from host.report.table import session_table
 from host.report.text import column_decimals, interval_text, value_text, wrap_variant
-from host.report.verdict import Constraints, decide, pareto_front
+from host.report.verdict import decide, pareto_front
 from quant.figures import Figure, Provenance
 
 _spec = importlib.util.spec_from_file_location(
@@ -97,13 +98,13 @@ def test_verdict_is_the_fastest_within_the_accuracy_limit():
         "int8[calibration=mse]: accuracy is 2.50 pt below the float model, limit 1 pt."
         in verdict.reasons
     )
-    loose = decide(rows.session(), Constraints(max_accuracy_drop=0.03))
+    loose = decide(rows.session(), Constraints(Drop(0.03, True, "3pt")))
     assert loose.variant == "int8[calibration=mse]"
 
 
 def test_verdict_under_limits_and_without_any():
     session = rows.session()
-    small = decide(session, Constraints(max_accuracy_drop=0.03, max_size_mb=3.5))
+    small = decide(session, Constraints(Drop(0.03, True, "3pt"), max_size_mb=3.5))
     assert small.variant == "int8,sparse[sparsity=0.5]+hybrid"  # 3.5 MB, 1.4 ms
     none = decide(session, Constraints(max_latency_ms=0.1))
     assert none.variant is None

@@ -44,7 +44,7 @@ INT4 = variant("int4", 1.5, 0.87, 0.03, seed=3)
 
 
 def test_drops_and_objectives_are_parsed():
-    assert parse_drop("0.5pt") == HALF_POINT
+    assert parse_drop("0.5 pt") == HALF_POINT
     assert parse_drop(" 5 % ") == Drop(0.05, False, "5%")
     for bad in ("0.5", "-1pt", "pt", "five%"):
         with pytest.raises(UserError, match="no accuracy drop"):
