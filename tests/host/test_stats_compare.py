@@ -15,7 +15,7 @@ from host.stats.intervals import Estimate
 from host.stats.pareto import dominance, pareto_front
 from quant.figures import METRICS, Figure, Provenance
 
-HALF_POINT = Drop(0.005, True, "0.5pt")
+HALF_POINT = Drop(0.005, True, "0.5 pt")
 
 
 def variant(name, latency, accuracy=0.9, drop=0.0, *, seed=0, source=Provenance.MEASURED, **more):
@@ -44,7 +44,7 @@ INT4 = variant("int4", 1.5, 0.87, 0.03, seed=3)
 
 
 def test_drops_and_objectives_are_parsed():
-    assert parse_drop("0.5 pt") == HALF_POINT
+    assert parse_drop("0.5pt") == HALF_POINT
     assert parse_drop(" 5 % ") == Drop(0.05, False, "5%")
     for bad in ("0.5", "-1pt", "pt", "five%"):
         with pytest.raises(UserError, match="no accuracy drop"):
