@@ -65,8 +65,8 @@ def test_the_fastest_that_meets_the_constraints_is_shipped_with_reasons():
         "Ship int8: latency, median 1.999 ms, "
         f"{ratio.value:.3f} x fp16 [{ratio.low:.3f}, {ratio.high:.3f}], accuracy 0.899."
     )
-    assert "int4: accuracy is 3.00 pt below the float model, limit 0.5pt." in found.reasons
-    assert found.constraints == ("accuracy at most 0.5pt below the float model",)
+    assert "int4: accuracy is 3.00 pt below the float model, limit 0.5 pt." in found.reasons
+    assert found.constraints == ("accuracy at most 0.5 pt below the float model",)
     assert any("latency_ms measured; accuracy HTP emulator" in r for r in found.reasons)
     assert compare([FP16, INT8, INT4], Constraints()).variant == "int4"
 
