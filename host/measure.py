@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from host.errors import RunStatus
 from host.stats.energy import Energy, summarize, window_energies
-from host.stats.intervals import Estimate, median_interval
+from host.stats.intervals import Estimate, median_absolute_deviation, median_interval
 from host.stats.power import PowerTrace, choose_power
 from host.stats.validity import Evidence, Finding, Limits, Scope, broken_rules
 from host.store.rows import Block, Floats, RunData
@@ -129,6 +129,13 @@ def _latency_figures(
     rates = [block.inferences / (block.duration_ns * 1e-9) for block in data.blocks]
     figures = [
         _figure("latency_ms", latency.scaled(1e-3), provenance),
+        Figure(
+            "latency_mad_ms",
+            median_absolute_deviation([block_latency_us(block) for block in data.blocks]) / 1e3,
+            METRICS["latency_mad_ms"].unit,
+            provenance,
+            latency.n,
+        ),
         _figure("throughput_items_per_sec", median_interval(rates), provenance),
     ]
     parts = [block.per_iteration_us for block in data.blocks]

@@ -43,6 +43,8 @@ METRICS: dict[str, Metric] = {
         Metric("sqnr_db", "dB", "SQNR", True, 1),
         Metric("agreement", "fraction", "Agreement with float", True, 4),
         Metric("latency_ms", "ms", "Latency, median", False, 3),
+        # Median distance of a block from the median of the blocks.
+        Metric("latency_mad_ms", "ms", "Latency, deviation of blocks", False, 4),
         Metric("latency_min_ms", "ms", "Latency, minimum", False, 3),
         Metric("latency_p90_ms", "ms", "Latency, p90", False, 3),
         Metric("latency_p99_ms", "ms", "Latency, p99", False, 3),

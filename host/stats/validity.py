@@ -69,6 +69,10 @@ class Finding:
     reason: str
     advice: str
 
+    def __str__(self) -> str:
+        """One line for a person: what is wrong, and what to do next."""
+        return f"{self.reason[:1].upper()}{self.reason[1:]}. {self.advice}"
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -169,7 +173,10 @@ def _throttled(e: Evidence) -> str:
 
 
 def _cooldown(e: Evidence) -> str:
-    return e.limits.cooldown_failure
+    late = [c for c in e.data.cooldowns if c.timed_out]
+    if not late:
+        return e.limits.cooldown_failure
+    return f"did not cool down before {len(late)} of {len(e.data.blocks)} blocks: {late[0].message}"
 
 
 def _golden(e: Evidence) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -198,9 +199,16 @@ class Store(Queries):
         figures: Sequence[Figure] = (),
         power_method: str | None = None,
         power_update_hz: float | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
-        """The end of a run: its status and its figures appear together."""
+        """The end of a run: its status and its figures appear together; `notes` join its notes."""
         with self.transaction():
+            if notes:
+                before = self._value("SELECT notes_json FROM runs WHERE run_id = ?", [run_id])
+                self.connection.execute(
+                    "UPDATE runs SET notes_json = ? WHERE run_id = ?",
+                    [json.dumps([*json.loads(before), *notes]), run_id],
+                )
             if figures:
                 self._insert("figures", figures, replace=True, run_id=run_id)
             self.connection.execute(

@@ -10,6 +10,7 @@ from host.measure import Limits, assess, block_latency_us, measure
 from host.stats.power import choose_power, measured_updates
 from host.stats.validity import Scope, outlier_causes
 from host.store import Block, Channel, Golden, Load, Mark, RunData, Samples
+from host.store.rows import Cooldown
 from quant.figures import Provenance
 
 S = 1_000_000_000
@@ -78,6 +79,8 @@ def test_figures_of_a_clean_run():
         pytest.approx(blocks[0]),
         pytest.approx(blocks[-1]),
     )
+    deviations = np.abs(np.array(blocks) - np.median(blocks))
+    assert figures["latency_mad_ms"].value == pytest.approx(np.median(deviations), rel=1e-6)
     assert figures["latency_min_ms"].value < blocks[0]
     assert figures["latency_min_ms"].n == 120
     assert figures["throughput_items_per_sec"].value == pytest.approx(20)
@@ -189,6 +192,11 @@ def test_charging_makes_only_power_invalid():
         (lambda d: d, replace(LIMITS, min_inferences=1000), "120 inferences"),
         (lambda d: d, replace(LIMITS, min_duration_s=60), "timed for 6 s"),
         (lambda d: d, replace(LIMITS, cooldown_failure="still 48 C"), "still 48 C"),
+        (
+            lambda d: replace(d, cooldowns=(Cooldown(2, 9, True, "nsphmx-0 stayed at 61 C"),)),
+            LIMITS,
+            "did not cool down before 1 of 6 blocks: nsphmx-0 stayed at 61 C",
+        ),
         (lambda d: replace(d, golden=Golden(4, False, 12.0)), LIMITS, "12.0 dB"),
         (
             lambda d: replace(d, blocks=(*d.blocks[:5], replace(d.blocks[5], throttled=True))),
@@ -232,6 +240,8 @@ def test_outliers_stay_in_and_get_a_cause():
     assert by_name(found.figures)["latency_ms"].ci_high == pytest.approx(100, rel=0.01)
     reasons = {finding.rule: finding.reason for finding in found.findings}
     assert "block 2 (no cause found" in reasons["outliers"]
+    assert str(found.warnings[-1]).startswith("Far from the others: block 2")
+    assert str(found.warnings[-1]).endswith("See the trace of the run around these blocks.")
     assert all(finding.scope is Scope.WARNING for finding in found.findings)
     throttled = replace(
         odd, blocks=(*odd.blocks[:2], replace(slow, throttled=True), *odd.blocks[3:])

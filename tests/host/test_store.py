@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -114,17 +115,23 @@ def test_a_failing_append_leaves_nothing(store):
 
 def test_a_run_is_killed_until_it_is_finished(store):
     store.new_session(SESSION)
-    store.add_run(RUN)
+    store.add_run(replace(RUN, notes_json='["synthetic inputs"]'))
     assert store.run("r1").status is RunStatus.FAILED
     assert store.run("r1").failure_class is FailureClass.KILLED
     assert count(store, "quantization_results") == 0
     figure = Figure("latency_ms", 2.0, "ms", Provenance.MEASURED, 6, 1.9, 2.1)
     store.finish_run(
-        "r1", RunStatus.OK, figures=[figure], power_method="hwmon", power_update_hz=10.0
+        "r1",
+        RunStatus.OK,
+        figures=[figure],
+        power_method="hwmon",
+        power_update_hz=10.0,
+        notes=["Latency settles late."],
     )
     run = store.run("r1")
     assert (run.status, run.failure_class, run.message) == (RunStatus.OK, None, "")
     assert (run.power_method, run.power_update_hz) == ("hwmon", 10.0)
+    assert json.loads(run.notes_json) == ["synthetic inputs", "Latency settles late."]
     assert store.figures_of("r1") == [figure]
     with pytest.raises(ValueError, match="finished and ok"):
         store.add_run(RUN)
