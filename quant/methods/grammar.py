@@ -95,9 +95,13 @@ def make_variant(method: str, **options: Any) -> Variant:
 
 
 def quantize(model: Model, task: Task, variant: Variant) -> Quantized:
-    """Apply the steps in order; the graph stays float, the plan says how to encode it."""
+    """Apply the steps; the graph stays float, the plan says how to encode it.
+
+    Steps that change the weights of a planned model come after those that make the plan, each
+    group in the order written: a plan made later would round away zeros and codebooks.
+    """
     state = Quantized(simplify(model))
-    for step in variant.steps:
+    for step in sorted(variant.steps, key=lambda s: bool(_row(s.method).reweights)):
         state = _row(step.method).apply(state, task, step.options)
     return state
 

@@ -1,0 +1,220 @@
+"""cluster: a few shared levels per weight tensor; the download shrinks, the context does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from quant import codebook
+from quant.encoding import Array, Encoding
+from quant.errors import UserError, unknown_name
+from quant.graph import array_of, initializer_uses, name_of
+from quant.layers import from_matrix, to_matrix
+from quant.methods.base import Method, Quantized
+from quant.methods.int8 import check_activation_bits
+from quant.reweight import (
+    Snap,
+    corrected_bias,
+    greedy_round,
+    input_moments,
+    planned,
+    scale_of,
+    with_codes,
+)
+from quant.rewrite import replace_weights
+from quant.task import Task
+
+TARGETS = ("hexagon", "float")
+_ZERO_SHARE = 0.1  # a weight with this share of exact zeros was pruned: its zeros stay
+_GROUPED = 8  # beyond this many groups (depthwise) the greedy search is not worth its time
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Options of the method, also on the command line."""
+
+    clusters: int = field(default=32, metadata={"help": "Levels per weight tensor, 8 to 256."})
+    adaptive_centroids: bool = field(
+        default=True,
+        metadata={"help": "Optimal levels weighted by sensitivity; off: evenly spaced."},
+    )
+    optimize_for: str = field(
+        default="hexagon",
+        metadata={"help": "hexagon: levels on the integer grid; float: fp16 graph, float levels."},
+    )
+    activation_bits: int = field(
+        default=8, metadata={"help": "Of the int8 plan, where no step before made one."}
+    )
+
+    def __post_init__(self) -> None:
+        check_activation_bits(self.activation_bits)
+        if not 8 <= self.clusters <= 256:
+            raise UserError(f"clusters {self.clusters} is not in 8 to 256.")
+        if self.optimize_for not in TARGETS:
+            raise unknown_name("target of cluster", self.optimize_for, TARGETS)
+
+
+def apply(state: Quantized, task: Task, options: ClusterOptions) -> Quantized:
+    if options.optimize_for == "float":
+        return _cluster_float(state, options)
+    state = planned(state, task, options.activation_bits)
+    return with_download_note(_cluster_codes(state, task, options), options.clusters)
+
+
+def _cluster_codes(state: Quantized, task: Task, options: ClusterOptions) -> Quantized:
+    """Levels on the integer grid of each weight's own encoding, shared by all its channels."""
+    codes: dict[str, Array] = {}
+    levels: dict[str, Array] = {}
+    biases: dict[str, Array] = {}
+    for layer, moments in input_moments(state.model, task):
+        encoding = state.plan.tensors.get(layer.weight)
+        if encoding is None:
+            continue
+        data = array_of(state.model.ir.graph.initializers[layer.weight])
+        weight = to_matrix(layer, data).astype(np.float64)
+        scale = to_matrix(layer, scale_of(encoding, data.shape)).astype(np.float64)
+        hessian = moments.hessian(centred=layer.bias is not None)
+        diagonal = np.einsum("gkk->gk", hessian)[:, None, :]
+        kept = pruned_mask(weight)
+        found = choose_levels(
+            weight / scale, scale**2 * diagonal, encoding, options, zero=kept is not None
+        )
+        if weight.shape[0] <= _GROUPED:
+            q = np.stack(
+                [
+                    greedy_round(w, h, s, _snap(found, None if kept is None else kept[g]))
+                    for g, (w, h, s) in enumerate(zip(weight, hessian, scale, strict=True))
+                ]
+            )
+        else:
+            q = codebook.nearest(found, weight / scale)
+            q = q if kept is None else q * kept
+        codes[layer.weight] = from_matrix(layer, q, data.shape)
+        levels[layer.weight] = found
+        after = encoding.dequantize(codes[layer.weight].astype(encoding.numpy_dtype))
+        biases |= corrected_bias(state.model, layer, data, after, moments)
+    for name, data, encoding in _other_weights(state, codes):
+        target = data / scale_of(encoding, data.shape) + encoding.zero_point.reshape(-1)[0]
+        found = choose_levels(target, np.ones_like(target), encoding, options)
+        levels[name] = found
+        codes[name] = codebook.nearest(found, target)
+    return with_codes(replace(state, codebooks={**state.codebooks, **levels}), codes, biases)
+
+
+def _other_weights(
+    state: Quantized, done: Mapping[str, Array]
+) -> list[tuple[str, Array, Encoding]]:
+    """Embedding tables and weights that no linear layer reads: rounded to the nearest level."""
+    found: dict[str, tuple[str, Array, Encoding]] = {}
+    for use in initializer_uses(state.model.ir.graph):
+        name = name_of(use.value)
+        table = use.node.op_type == "Gather" and use.index == 0
+        encoding = state.plan.tensors.get(name)
+        if encoding is None or name in done or not (use.role == "weight" or table):
+            continue
+        found[name] = (name, array_of(use.value), encoding)
+    return list(found.values())
+
+
+def pruned_mask(weight: Array) -> Array | None:
+    """Booleans (of the weight's shape) of what was not pruned; None for a dense weight."""
+    kept = weight != 0
+    return kept if kept.mean() < 1.0 - _ZERO_SHARE else None
+
+
+def _snap(levels: Array, kept: Array | None) -> Snap:
+    if kept is None:
+        return lambda x, j: codebook.nearest(levels, x)
+    return lambda x, j: codebook.nearest(levels, x) * kept[:, j]
+
+
+def choose_levels(
+    target: Array,
+    importance: Array,
+    encoding: Encoding,
+    options: ClusterOptions,
+    *,
+    zero: bool = False,
+) -> Array:
+    """At most `clusters` integers of the encoding's range for real-valued codes `target`."""
+    low, high = encoding.qmin, encoding.qmax
+    if not options.adaptive_centroids:
+        low, high = max(low, round(float(target.min()))), min(high, round(float(target.max())))
+        return codebook.linear_levels(options.clusters, min(low, 0), max(high, 0))
+    importance = np.broadcast_to(importance, target.shape)
+    if high - low > 512:  # wider grids only cost time: 16-bit weights are not clustered for size
+        raise UserError("cluster needs weights of at most 8 bits.", "Compose it with int8 or int4.")
+    return codebook.optimal_levels(target, importance, options.clusters, low, high, zero=zero)
+
+
+def _cluster_float(state: Quantized, options: ClusterOptions) -> Quantized:
+    """Float levels per tensor: grid search, then exact Lloyd steps. The graph stays float."""
+    if state.plan.tensors:
+        raise UserError(
+            "cluster[optimize-for=float] needs a float model, but a step before quantized it.",
+            "Leave optimize-for at hexagon.",
+        )
+    weights: dict[str, Array] = {}
+    for use in initializer_uses(state.model.ir.graph):
+        table = use.node.op_type == "Gather" and use.index == 0
+        name = name_of(use.value)
+        if name not in weights and (use.role == "weight" or table):
+            weights[name] = _float_levels(array_of(use.value), options)
+    note = f"cluster: at most {options.clusters} float levels in each of {len(weights)} tensors"
+    model = replace_weights(state.model, weights)
+    return replace(state, model=model, notes=(*state.notes, note))
+
+
+def _float_levels(data: Array, options: ClusterOptions) -> Array:
+    limit = float(np.abs(data).max(initial=0.0))
+    if limit == 0.0:
+        return data
+    grid = 255
+    x = data.astype(np.float64) * (grid / limit)
+    if not options.adaptive_centroids:
+        levels = codebook.linear_levels(options.clusters, -grid, grid).astype(np.float64)
+    else:
+        levels = codebook.optimal_levels(x, np.ones_like(x), options.clusters, -grid, grid).astype(
+            np.float64
+        )
+        for _ in range(10):  # Lloyd from a near-optimal start only polishes
+            index = np.searchsorted((levels[1:] + levels[:-1]) / 2, x.reshape(-1))
+            count = np.bincount(index, minlength=levels.size)
+            total = np.bincount(index, x.reshape(-1), levels.size)
+            levels = np.where(count > 0, total / np.maximum(count, 1), levels)
+    return (codebook.nearest(levels, x) * (limit / grid)).astype(np.float32)
+
+
+def download(state: Quantized) -> codebook.Download:
+    """What the weights of a clustered model take to transfer. Sizes of the whole model."""
+    packed = sum(len(codebook.pack(state.plan.codes[n])) for n in state.codebooks)
+    other = floats = 0
+    for name, value in state.model.ir.graph.initializers.items():
+        data = array_of(value)
+        floats += data.nbytes
+        encoding = state.plan.tensors.get(name)
+        if encoding is None:
+            other += data.nbytes
+        else:
+            codes = 0 if name in state.codebooks else (data.size * encoding.bits + 7) // 8
+            other += codes + encoding.scale.nbytes + 1
+    return codebook.Download(packed, other, floats)
+
+
+def with_download_note(state: Quantized, clusters: int) -> Quantized:
+    size = download(state)
+    most = max((int(np.unique(state.plan.codes[n]).size) for n in state.codebooks), default=0)
+    note = (
+        f"cluster: at most {most} distinct weights in each of {len(state.codebooks)} tensors "
+        f"(asked for {clusters}); indices and codebook entropy-coded make the weights "
+        f"{size.total_bytes:,} bytes to download, {size.total_bytes / size.float_bytes:.1%} of "
+        f"float32; the context and memory at run time are those of int8"
+    )
+    return replace(state, notes=(*state.notes, note))
+
+
+CLUSTER = Method(
+    "cluster", "few shared levels per weight, smaller download", ClusterOptions, apply, True
+)

@@ -1,0 +1,218 @@
+"""sparse: prune weights (in a pattern the HTP can compress, or freely) or whole channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from quant.codebook import nearest
+from quant.encoding import Array, Encoding
+from quant.errors import UserError, unknown_name
+from quant.graph import array_of
+from quant.layers import Layer, from_matrix, linear_layers, to_matrix
+from quant.methods.base import Method, Quantized
+from quant.methods.int8 import check_activation_bits
+from quant.pruning import (
+    Pattern,
+    check_sparsity,
+    layer_sparsities,
+    parse_pattern,
+    pattern_mask,
+    read_layer_sparsities,
+    share_mask,
+)
+from quant.reweight import (
+    corrected_bias,
+    greedy_round,
+    input_moments,
+    planned,
+    scale_of,
+    with_codes,
+)
+from quant.rounding import Moments
+from quant.task import Task
+
+PRUNING_METHODS = ("magnitude", "structured", "weight_importance")
+SCHEDULES = ("linear", "cubic", "exponential")
+
+
+@dataclass(frozen=True)
+class SparseOptions:
+    """Options of the method, also on the command line."""
+
+    sparsity: float = field(default=0.5, metadata={"help": "Share of weights or channels pruned."})
+    pruning_method: str = field(
+        default="weight_importance",
+        metadata={"help": "magnitude, weight_importance (by output error) or structured."},
+    )
+    structured_pattern: str = field(
+        default="none",
+        metadata={"help": "n:m along input channels, such as 2:4; it decides the sparsity."},
+    )
+    layer_wise_sparsity: str = field(
+        default="", metadata={"help": "JSON file {weight name: sparsity}; others as --sparsity."}
+    )
+    activation_bits: int = field(
+        default=8, metadata={"help": "Of the int8 plan, where no step before made one."}
+    )
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        check_activation_bits(self.activation_bits)
+        if self.pruning_method not in PRUNING_METHODS:
+            raise unknown_name("pruning method", self.pruning_method, PRUNING_METHODS)
+        pattern = parse_pattern(self.structured_pattern)
+        if pattern is not None and self.pruning_method == "structured":
+            raise UserError(
+                "structured pruning removes whole channels; it takes no pattern.",
+                "Leave structured-pattern out, or choose magnitude or weight_importance.",
+            )
+
+
+def apply(state: Quantized, task: Task, options: SparseOptions) -> Quantized:
+    state = planned(state, task, options.activation_bits)
+    return prune_weights(state, task, options)
+
+
+@dataclass(frozen=True, eq=False)
+class _Candidate:
+    """A layer that can be pruned: its weight and scale (N, K), Hessian (K, K) and saliency."""
+
+    layer: Layer
+    moments: Moments
+    data: Array
+    encoding: Encoding
+    weight: Array
+    scale: Array
+    hessian: Array
+    taps: int
+
+
+def prune_weights(state: Quantized, task: Task, options: SparseOptions) -> Quantized:
+    """One-shot pruning with the second-order update of what stays."""
+    pattern = parse_pattern(options.structured_pattern)
+    shapes: dict[str, tuple[int, ...]] = {}
+    skipped: list[str] = []
+    masks: dict[str, Array] = {}
+    for layer, shape in _layers(state):
+        if eligible(layer, shape, pattern):
+            shapes[layer.weight] = shape
+        else:
+            skipped.append(layer.weight)
+    given = (
+        read_layer_sparsities(options.layer_wise_sparsity, shapes)
+        if options.layer_wise_sparsity
+        else {}
+    )
+    shares = dict.fromkeys(shapes, options.sparsity)
+    if options.pruning_method == "weight_importance" and pattern is None:
+        free = [n for n in shapes if n not in given]
+        if free:
+            shares |= layer_sparsities(_relative_errors(state, task, set(free)), options.sparsity)
+    shares |= given
+    codes: dict[str, Array] = {}
+    biases: dict[str, Array] = {}
+    for layer, moments in input_moments(state.model, task):
+        if layer.weight not in shapes or shares[layer.weight] == 0.0:
+            continue
+        c = _candidate(state, layer, moments)
+        score = _saliency(c, options.pruning_method)
+        kept = (
+            pattern_mask(score, pattern, c.taps)
+            if pattern is not None
+            else share_mask(score, shares[layer.weight])
+        )
+        q = greedy_round(c.weight, c.hessian, c.scale, _snap(c, state, kept))
+        codes[layer.weight] = from_matrix(layer, q[None], c.data.shape)
+        masks[layer.weight] = kept
+        after = c.encoding.dequantize(codes[layer.weight].astype(c.encoding.numpy_dtype))
+        biases |= corrected_bias(state.model, layer, c.data, after, moments)
+    if not codes:
+        raise UserError(
+            "No layer of this model can be pruned this way.",
+            "A pattern n:m needs input channels that are a multiple of m, and no depthwise layer.",
+        )
+    pruned = with_codes(state, codes, biases)
+    return replace(pruned, notes=(*pruned.notes, _note(pruned, list(codes), skipped, pattern)))
+
+
+def _layers(state: Quantized) -> list[tuple[Layer, tuple[int, ...]]]:
+    initializers = state.model.ir.graph.initializers
+    return [
+        (layer, tuple(array_of(initializers[layer.weight]).shape))
+        for layer in linear_layers(state.model)
+        if layer.weight in state.plan.tensors
+    ]
+
+
+def eligible(layer: Layer, shape: tuple[int, ...], pattern: Pattern | None) -> bool:
+    """Whether the layer can be pruned: one group, and input channels in whole groups of m."""
+    if layer.groups > 1:
+        return False
+    channels = shape[1] if layer.is_conv else shape[1 - layer.axis]
+    return pattern is None or channels % pattern.m == 0
+
+
+def _candidate(state: Quantized, layer: Layer, moments: Moments) -> _Candidate:
+    encoding = state.plan.tensors[layer.weight]
+    data = array_of(state.model.ir.graph.initializers[layer.weight])
+    taps = int(np.prod(data.shape[2:])) if layer.is_conv else 1
+    return _Candidate(
+        layer,
+        moments,
+        data,
+        encoding,
+        to_matrix(layer, data)[0].astype(np.float64),
+        to_matrix(layer, scale_of(encoding, data.shape))[0].astype(np.float64),
+        moments.hessian(centred=layer.bias is not None)[0],
+        taps,
+    )
+
+
+def _saliency(c: _Candidate, method: str) -> Array:
+    """(N, K): the magnitude, or the rise of the output error when the rest makes up for it."""
+    if method == "magnitude":
+        return np.abs(c.weight)
+    inverse = np.linalg.inv(c.hessian)
+    return np.asarray(np.square(c.weight) / np.diagonal(inverse))  # Hassibi and Stork 1993
+
+
+def _relative_errors(state: Quantized, task: Task, names: set[str]) -> dict[str, Array]:
+    """Squared output error of dropping each weight alone, over its layer's output power, (N, K)."""
+    errors: dict[str, Array] = {}
+    for layer, moments in input_moments(state.model, task):
+        if layer.weight not in names:
+            continue
+        c = _candidate(state, layer, moments)
+        power = float(np.einsum("nk,kl,nl->", c.weight, c.hessian, c.weight, optimize=True))
+        alone = np.square(c.weight) * np.diagonal(c.hessian)
+        errors[layer.weight] = (alone / max(power, 1e-30)).astype(np.float32)
+    return errors
+
+
+def _snap(c: _Candidate, state: Quantized, kept: Array) -> Callable[[Array, int], Array]:
+    low, high = c.encoding.qmin, c.encoding.qmax
+    levels = state.codebooks.get(c.layer.weight)
+    if levels is None:
+        return lambda x, j: np.clip(np.rint(x), low, high) * kept[:, j]
+    return lambda x, j: nearest(levels, x) * kept[:, j]
+
+
+def achieved(state: Quantized, names: list[str]) -> float:
+    """Share of zero codes over the named weights."""
+    zeros = sum(int((state.plan.codes[n] == 0).sum()) for n in names)
+    return zeros / max(sum(state.plan.codes[n].size for n in names), 1)
+
+
+def _note(state: Quantized, names: list[str], skipped: list[str], pattern: Pattern | None) -> str:
+    how = f"{pattern.n}:{pattern.m} along input channels" if pattern else "unstructured"
+    left = f"; not eligible, left dense: {', '.join(skipped)}" if skipped else ""
+    return (
+        f"sparse: {achieved(state, names):.1%} zeros in {len(names)} layers, {how}, one-shot with "
+        f"a second-order update of the remaining weights; no fine-tuning took place{left}"
+    )
+
+
+SPARSE = Method("sparse", "pruned weights or channels", SparseOptions, apply, True)
