@@ -15,6 +15,7 @@ from importlib import import_module
 import typer
 
 from host import __version__
+from host.cli.old_names import new_name
 from host.errors import DeviceError, ExitCode, ToolchainError, UserError
 
 # One module per group of verbs, in the order of `qhost --help`. Each offers register(app).
@@ -127,7 +128,8 @@ def _run(args: list[str], debug: bool, interrupted: list[int]) -> int:
         result = build_app()(args, prog_name="qhost", standalone_mode=False)
         return int(result) if isinstance(result, int) else ExitCode.OK
     except typer.exceptions.TyperException as e:
-        fail(e.format_message(), "See --help.")
+        now = new_name(args) if "No such command" in e.format_message() else ""
+        fail(e.format_message(), f"It is now: qhost {now}." if now else "See --help.")
         return ExitCode.USAGE
     except typer.Exit as e:
         return int(e.exit_code)
