@@ -22,7 +22,7 @@ from agent.emulator.phone import emulated_phone
 from agent.platform import Report, Sink, Thermometer, log_path
 from agent.runtime import Runtime, Stop
 from agent.runtime.ort_qnn import PERF_PROFILES, OrtQnnRuntime
-from agent.sampler import SamplerProcess
+from agent.sampler import SamplerProcess, quiet_cpu
 from agent.sensors import discover
 from agent.sensors.channel import Spec, read_int, read_text
 from agent.sensors.dumpsys import Run, run_command
@@ -79,7 +79,9 @@ class SiliconPlatform:
         found = discover(device_root, run=run)
         self._channels, self._denied = found.channels, found.denied
         self._thermometer = Thermometer(self._channels)
-        self._runtime = OrtQnnRuntime(log_path(root, "ort_qnn"), device_root=device_root)
+        self._runtime = OrtQnnRuntime(
+            log_path(root, "ort_qnn"), device_root=device_root, cpus=_inference_cpus()
+        )
         self._sampler: SamplerProcess | None = None
         self.charger = Charger(device_root, root / "charger.json", run=run)
 
@@ -159,6 +161,12 @@ class SiliconPlatform:
     def _power(self, node: str, name: str) -> None:
         with contextlib.suppress(OSError):
             (self._device_root / "sys/power" / node).write_text(name)
+
+
+def _inference_cpus() -> frozenset[int] | None:
+    """All cores but the sampler's, where that leaves more than one."""
+    allowed = os.sched_getaffinity(0) - {quiet_cpu()}
+    return frozenset(allowed) if len(allowed) > 1 else None
 
 
 def _node(path: Path) -> str:

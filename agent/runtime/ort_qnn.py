@@ -56,13 +56,22 @@ _ERRORS: Mapping[str, type[AgentError]] = {
 
 
 class OrtQnnRuntime:
-    """Runtime protocol over a child process. `timeout_s` bounds every answer of the child."""
+    """Runtime protocol over a child process.
+
+    `timeout_s` bounds every answer of the child; `cpus` are the cores it may use (None: any).
+    """
 
     name = "ort_qnn"
 
     def __init__(
-        self, log: Path, *, timeout_s: float = 900.0, device_root: Path = Path("/")
+        self,
+        log: Path,
+        *,
+        timeout_s: float = 900.0,
+        device_root: Path = Path("/"),
+        cpus: frozenset[int] | None = None,
     ) -> None:
+        self._cpus = cpus
         self._device_root = device_root
         self._log = log
         self._timeout_s = timeout_s
@@ -128,6 +137,9 @@ class OrtQnnRuntime:
                 pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env={**os.environ, "ORT_DISABLE_TELEMETRY": "1"},
             )  # fmt: skip
+        if self._cpus:
+            # Before it has other threads: all of them inherit it.
+            os.sched_setaffinity(self._child.pid, self._cpus)
         self._pipe = Connection(ours.detach())
 
     def _call(self, command: str, *args: object, stop: Stop | None = None) -> Any:
