@@ -440,6 +440,7 @@ _PHASE_COLOUR = {
     "first inference": "phasefirst",
     "warmup": "phasewarm",
     "timed": "phasetimed",
+    "cooldown": "phasecool",
 }
 
 

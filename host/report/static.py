@@ -45,6 +45,7 @@ PHASES = {
     "phasefirst": "#b3246b",
     "phasewarm": "#c98500",
     "phasetimed": "#0a5fb4",
+    "phasecool": "#00808a",
     "phaseother": "#4d7c0f",
 }
 HEATMAP_COLOURS = ("#f2f5f9", "#9dc3e8", "#1f66ad", "#0a4f96")
@@ -81,8 +82,8 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def save_plot(session: SessionReport, plot_type: str, path: Path) -> None:
-    """Draw one plot type into `path`, PNG or SVG by its suffix.
+def save_plot(session: SessionReport, plot_type: str, path: Path, *, dpi: int = _DPI) -> None:
+    """Draw one plot type into `path`, PNG or SVG by its suffix; `dpi` is of a PNG.
 
     Raises:
         UserError: the session has nothing to draw for this plot type.
@@ -95,7 +96,7 @@ def save_plot(session: SessionReport, plot_type: str, path: Path) -> None:
         write_whole(
             path,
             lambda part: figure.savefig(
-                part, format=kind, dpi=_DPI, facecolor="white", metadata=metadata
+                part, format=kind, dpi=dpi, facecolor="white", metadata=metadata
             ),
         )
 
@@ -605,8 +606,9 @@ def _trace(session: SessionReport) -> Figure | None:
             axes.plot(t_s, values, color=COLOURS["front"], linewidth=0.8)
             axes.set_xlim(*time_range(chart))
             axes.set_ylabel(scale_of(channel.unit).unit, fontsize=8)
+            name = f"{numbers[chart.variant]} {short_name(chart.variant, 26)}"
             axes.set_title(
-                f"{numbers[chart.variant]} {short_name(chart.variant, 26)} · {channel.channel}",
+                f"{name} · {short_name(channel.channel, 34)}",
                 fontsize=8.5,
                 loc="left",
             )

@@ -14,6 +14,8 @@ import pytest
 from host.errors import UserError
 from host.report.charts import PLOT_TYPES
 from host.report.page import plot_page, report_page
+from host.report.sheets import KINDS
+from host.store import Store
 from quant.figures import Provenance
 
 HERE = Path(__file__).parent
@@ -57,10 +59,14 @@ def pages(tmp_path_factory):
     for count in (3, 12):  # the one plot that is not in the report
         add(f"heatmap{count}", plot_page(rows.session(count), "heatmap"))
     add("trace12", plot_page(rows.session(12), "trace"))
+    database = rows.database(folder / "lab.duckdb", sessions=2, count=3, slower=1.1)
+    with Store.open(database, read_only=True) as store:
+        for kind, sheet in KINDS.items():
+            add(kind, sheet(store, None, None).html())
     return found
 
 
-NAMES = ["report12", "report3", "heatmap3", "heatmap12", "trace12"]
+NAMES = ["report12", "report3", "heatmap3", "heatmap12", "trace12", *KINDS]
 
 
 @pytest.mark.parametrize("name", NAMES)

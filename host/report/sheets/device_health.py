@@ -94,7 +94,7 @@ def device_health(store: Store, session: str | None, baseline: str | None) -> Sh
     return Sheet(
         "device_health",
         "Device health",
-        f"{len(devices)} device(s) in {store.path.name}",
+        f"{'One device' if len(devices) == 1 else f'{len(devices)} devices'} in {store.path.name}",
         "Needs a look." if findings else "Nothing to report: no failure, no throttling.",
         tuple(findings),
         tuple(tables),
@@ -168,7 +168,10 @@ def _findings(
         words = ", ".join(f"{count} {name}" for name, count in sorted(classes.items()))
         found.append(f"{serial}: failed runs: {words}.")
     if invalid := _count(runs, serial, "invalid"):
-        found.append(f"{serial}: {invalid} run(s) whose figures may not be used.")
+        found.append(
+            f"{serial}: {invalid} {'run' if invalid == 1 else 'runs'} with figures that may not "
+            "be used."
+        )
     block = blocks.get(serial)
     if block and block["throttled"]:
         share = block["throttled"] / block["blocks"]

@@ -9,7 +9,7 @@ from host.measure import block_latency_us
 from host.report.load import closest
 from host.report.sheet import Sheet, Table, Value
 from host.report.text import PROVENANCE_TEXT
-from host.stats.intervals import Estimate
+from host.stats.intervals import LEVEL, Estimate
 from host.stats.paired import ratio_independent
 from host.store import Store
 from host.store.rows import RunRow
@@ -73,7 +73,7 @@ def regression(store: Store, session: str | None, baseline: str | None) -> Sheet
         "regression",
         "Regression",
         f"Session {new.session_id} against {old_id}",
-        f"{len(worse)} figure(s) became worse." if worse else "Nothing became worse.",
+        f"{_count(len(worse))} became worse." if worse else "Nothing became worse.",
         (*worse, *(f"{words} (better)" for words in better)),
         tuple(
             Table(title, _COLUMNS, tuple(rows), note)
@@ -86,6 +86,10 @@ def regression(store: Store, session: str | None, baseline: str | None) -> Sheet
         new.emulated,
         tuple(notes),
     )
+
+
+def _count(number: int) -> str:
+    return "One figure" if number == 1 else f"{number} figures"
 
 
 def _before(store: Store, session_id: str) -> str:
@@ -143,7 +147,7 @@ def _latency(
     values, base = ([block_latency_us(block) for block in part] for part in blocks)
     if min(len(values), len(base)) < 2:
         return _by_intervals("latency_ms", before, now, new)
-    ratio: Estimate = ratio_independent(values, base)
+    ratio: Estimate = ratio_independent(values, base, LEVEL)
     verdict = "same"
     if ratio.excludes(1.0):
         verdict = "worse" if ratio.value > 1 else "better"
