@@ -29,7 +29,7 @@ from quant.archive import (
 from quant.encoding import Encoding
 from quant.errors import UserError
 from quant.htp.compile import Compiled, external_data_files
-from quant.htp.options import HtpOptions
+from quant.htp.options import HtpOptions, RunSettings
 from quant.htp.soc import get_soc
 from quant.methods import Quantized
 from quant.model import Model, TensorSpec
@@ -43,20 +43,6 @@ FORMAT = "qhost-artifact"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """How the device should run the context; the agent applies it. Defaults of the CLI override.
-
-    perf_profile: HTP performance profile. rpc_polling_us, rpc_control_latency_us: 0 leaves the
-    runtime's own. dcvs: whether the HTP may change its clock while it runs.
-    """
-
-    perf_profile: str = "burst"
-    dcvs: bool = False
-    rpc_polling_us: int = 0
-    rpc_control_latency_us: int = 0
 
 
 @dataclass(frozen=True)

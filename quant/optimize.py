@@ -21,7 +21,6 @@ from quant.archive import digest
 from quant.artifact import (
     MANIFEST,
     Artifact,
-    RunSettings,
     golden_members,
     model_members,
     soc_entry,
@@ -31,7 +30,7 @@ from quant.errors import UserError
 from quant.htp.device_model import device_model_block
 from quant.htp.emulator import HtpEmulator
 from quant.htp.integer_io import convert
-from quant.htp.options import HtpOptions
+from quant.htp.options import HtpOptions, RunSettings
 from quant.htp.package import sqnr_db
 from quant.htp.search import Objective, Outputs, Search, Space, Trial
 from quant.htp.soc import Soc, get_soc

@@ -42,8 +42,7 @@ def compile_(
     ] = "auto",
 ) -> None:
     """Compile a model for one or more SoCs, strictly: every node on the HTP, or none."""
-    from quant.artifact import RunSettings
-    from quant.htp.options import parse_assignments
+    from quant.htp.options import RunSettings, parse_assignments
     from quant.htp.package import PackageRequest, package
     from quant.htp.sdk import choose_compiler
 

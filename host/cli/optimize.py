@@ -18,7 +18,8 @@ from host.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from quant.artifact import Artifact, RunSettings
+    from quant.artifact import Artifact
+    from quant.htp.options import RunSettings
     from quant.htp.search import Objective, Space, Trial
 
 
@@ -113,7 +114,7 @@ def power_optimize(
     scaling: Annotated[Scaling | None, typer.Argument(hidden=True)] = None,
 ) -> None:
     """Reduce DRAM energy, and store the run-time settings of a battery mode for the agent."""
-    from quant.artifact import RunSettings
+    from quant.htp.options import RunSettings
     from quant.htp.search import Space, parse_objectives
 
     if scaling is not None and not dynamic_scaling:

@@ -161,11 +161,19 @@ def compile_context(
 
 
 def unsupported_nodes(onnx_path: Path, soc: Soc, options: HtpOptions) -> tuple[Unsupported, ...]:
-    """The nodes of `onnx_path` that the HTP of `soc` refuses; empty where all are taken."""
+    """The nodes of `onnx_path` that the HTP of `soc` refuses; empty where it compiles.
+
+    Raises UserError where the graph as a whole is refused and no node is to blame.
+    """
     options.check(soc)
+    check_precision(onnx_path, soc)
     with tempfile.TemporaryDirectory(prefix="qhost-fallback-") as temp:
-        run_compiler(onnx_path, soc, options, Path(temp), COMPILE_TIMEOUT_S)
-        return _read_unsupported(_read_trace(Path(temp)))
+        work = Path(temp)
+        answer, log = run_compiler(onnx_path, soc, options, work, COMPILE_TIMEOUT_S)
+        rows = _read_unsupported(_read_trace(work))
+        if not answer["ok"] and not rows:
+            raise refusal(onnx_path, soc, str(answer["error"]), work, log)
+        return rows
 
 
 def check_precision(onnx_path: Path, soc: Soc) -> None:

@@ -14,6 +14,18 @@ from typing import Any
 from quant.errors import UserError, unknown_name
 from quant.htp.soc import SOCS, Soc
 
+PERF_PROFILES = (
+    "burst",
+    "sustained_high_performance",
+    "high_performance",
+    "default",
+    "balanced",
+    "low_balanced",
+    "high_power_saver",
+    "power_saver",
+    "low_power_saver",
+    "extreme_power_saver",
+)
 PRIORITIES = ("low", "normal", "normal_high", "high")
 
 # The provider's names for our options; both are understood.
@@ -41,6 +53,24 @@ _REFUSED = {
     "htp_performance_mode": "it is a run-time setting; give --perf-profile",
     "rpc_control_latency": "it is a run-time setting; give --perf-profile",
 }
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How the device should run the context: kept in the artifact, applied by the agent.
+
+    perf_profile: HTP performance profile. rpc_polling_us, rpc_control_latency_us: 0 leaves the
+    runtime's own. dcvs: whether the HTP may change its clock while it runs.
+    """
+
+    perf_profile: str = "burst"
+    dcvs: bool = False
+    rpc_polling_us: int = 0
+    rpc_control_latency_us: int = 0
+
+    def __post_init__(self) -> None:
+        if self.perf_profile not in PERF_PROFILES:
+            raise unknown_name("performance profile", self.perf_profile, PERF_PROFILES)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from quant import _io
-from quant.artifact import Artifact, ArtifactContents, RunSettings, write_artifact
+from quant.artifact import Artifact, ArtifactContents, write_artifact
 from quant.errors import ToolchainError, UserError
 from quant.evaluate import evaluate_outputs, run_ort
 from quant.figures import Provenance
 from quant.htp.compile import Compiled, compile_context
 from quant.htp.device_model import device_model_block
 from quant.htp.emulator import HtpEmulator
-from quant.htp.options import HtpOptions
+from quant.htp.options import HtpOptions, RunSettings
 from quant.htp.soc import Soc
 from quant.htp.sparse import compress_weights
 from quant.methods import Quantized

@@ -117,6 +117,7 @@ def test_compile_twice_is_identical(artifact, conv, tmp_path):
         (["--option", "soc_model=9999"], "soc_model 9999 does not exist"),
         (["--option", "bf16=1"], "bf16 is not possible on sm8650"),
         (["--device", "qcs6490"], "qcs6490 has no fp16"),
+        (["--perf-profile", "turbo"], "performance profile 'turbo'"),
         (["--backend", "sdk"], "Unknown back end"),
         (["--input-shape", "x"], "not an input shape"),
         (["--input-shape", "x:0,3"], "not an input shape"),

@@ -145,6 +145,8 @@ def test_float_model_on_a_part_without_fp16(tmp_path):
     soc = get_soc("qcs6490")
     with pytest.raises(UserError, match="qcs6490 has no fp16"):
         compile_context(float_conv(tmp_path / "m.onnx"), soc, HtpOptions(), tmp_path / "out")
+    with pytest.raises(UserError, match="qcs6490 has no fp16"):
+        unsupported_nodes(tmp_path / "m.onnx", soc, HtpOptions())
     done = compile_context(qdq_conv(tmp_path / "q.onnx"), soc, HtpOptions(), tmp_path / "out")
     assert done.info.soc_model == 93
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quant.artifact import RunSettings, open_artifact
+from quant.artifact import open_artifact
 from quant.errors import UserError
-from quant.htp.options import HtpOptions
+from quant.htp.options import HtpOptions, RunSettings
 from quant.htp.package import PackageRequest, package
 from quant.htp.search import OBJECTIVES, Space, parse_objectives
 from quant.htp.soc import get_soc
