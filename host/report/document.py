@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -67,8 +68,27 @@ def to_document(session: SessionReport) -> dict[str, Any]:
 
 
 def dumps(session: SessionReport) -> str:
-    """The document as strict JSON text: no NaN or Infinity, which other readers refuse."""
-    return json.dumps(to_document(session), indent=2, ensure_ascii=False, allow_nan=False)
+    """The document of a session as text."""
+    return as_text(to_document(session))
+
+
+def as_text(document: Mapping[str, Any]) -> str:
+    """Strict JSON (no NaN or Infinity, which other readers refuse), indented, but with every list
+    of numbers on one line: a trace of thousands of points is no longer than it must be."""
+    lists: list[str] = []
+
+    def without_lists(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: without_lists(item) for key, item in value.items()}
+        if not isinstance(value, list):
+            return value
+        if len(value) > 2 and all(v is None or isinstance(v, int | float) for v in value):
+            lists.append(json.dumps(value, allow_nan=False))
+            return f"\0{len(lists) - 1}"  # no text of a report holds a NUL
+        return [without_lists(item) for item in value]
+
+    text = json.dumps(without_lists(document), indent=2, ensure_ascii=False, allow_nan=False)
+    return re.sub(r'"\\u0000(\d+)"', lambda match: lists[int(match[1])], text)
 
 
 def read(path: Path) -> SessionReport:
@@ -139,6 +159,11 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
+def _short(value: float) -> float | None:
+    """Six digits: more than a sensor has."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
 def _run(run: RunReport) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
@@ -171,8 +196,8 @@ def _run(run: RunReport) -> dict[str, Any]:
                 "channel": trace.channel,
                 "unit": trace.unit,
                 "provenance": trace.provenance.value,
-                "t_s": [_finite(v) for v in trace.t_s.tolist()],
-                "values": [_finite(v) for v in trace.values.tolist()],
+                "t_s": [None if v is None else round(v, 5) for v in map(_finite, trace.t_s)],
+                "values": [_short(v) for v in trace.values.tolist()],
                 "samples": trace.samples,
             }
             for trace in run.traces

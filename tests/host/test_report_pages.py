@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from host.errors import UserError
+from host.errors import RunStatus, UserError
 from host.report.charts import PLOT_TYPES
 from host.report.page import plot_page, report_page
 from host.report.sheets import KINDS
@@ -205,6 +205,22 @@ def test_every_emulated_figure_of_the_table_carries_its_badge():
     measured = report_page(rows.session(3, Provenance.MEASURED))
     assert 'class="banner"' not in measured
     assert "badge unreal" not in measured
+
+
+def test_an_invalid_run_shows_its_reason_and_its_figures():
+    session = rows.session(3)
+    run = session.runs[1]
+    for figure in run.figures.values():
+        if figure.metric == "latency_ms":
+            run = rows.with_figure(run, replace(figure, valid=False, reason="too few blocks"))
+    run = replace(run, status=RunStatus.INVALID, message="too few blocks")
+    html = report_page(replace(session, runs=(session.runs[0], run, session.runs[2])))
+    text = visible_text(html)
+    assert "invalid too few blocks" in text
+    assert "known of 2 all the same" in text
+    assert "1.000 ! not valid" in text
+    assert "Ship fp16" in text
+    assert 'data-chart="radar2"' not in html  # two variants are drawn
 
 
 def test_one_predicted_figure_gets_a_banner():
