@@ -106,7 +106,8 @@ class EmulatedPhone:
                     return line
                 break
         lines = self.log.read_text(errors="replace").strip().splitlines()
+        reason = lines[-1].rpartition("error: ")[2] if lines else "it gave no reason"
         raise UserError(
-            f"The emulated device did not start: {lines[-1] if lines else 'no reason given'}.",
-            f"See {self.log} with --root, or choose another --port.",
+            f"The emulated device did not start: {reason}.",
+            "Choose another --port, or 0 for any." if "in use" in reason else "",
         )

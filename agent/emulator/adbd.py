@@ -153,6 +153,13 @@ def _fill(filler: Path, free: int) -> None:
                 size -= step
 
 
+def _fault(text: str) -> Fault:
+    try:
+        return Fault.parse(text)
+    except FaultSyntaxError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="agent.emulator.adbd", description=__doc__)
     parser.add_argument("--soc", required=True, choices=sorted(android.BOARDS))
@@ -160,7 +167,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--serial", default="")
     parser.add_argument("--time-factor", type=float, default=1.0)
-    parser.add_argument("--fault", type=Fault.parse, action="append", default=[])
+    parser.add_argument("--fault", type=_fault, action="append", default=[])
     parser.add_argument("--data-mb", type=float, help="size of /data; default: unbounded")
     parser.add_argument("--no-sandbox", action="store_true", help="use the closed command table")
     parser.add_argument("--log", type=Path, help="where the device writes its log")

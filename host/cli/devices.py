@@ -7,8 +7,6 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 
 def register(app: typer.Typer) -> None:
@@ -27,28 +25,18 @@ def register(app: typer.Typer) -> None:
         if not rows:
             print("No device is attached. 'qhost emulate' makes an emulated one.")
             return
-        table = Table(box=None, pad_edge=False)
-        for column in (
-            "serial", "model", "SoC", "build", "HTP", "charge", "charging", "thermal", "leased by",
-            "agent", "sensors",
-        ):  # fmt: skip
-            table.add_column(column, overflow="fold")
         for row in rows:
-            label = f"{row.serial} EMULATED" if row.emulated else row.serial
+            print(f"{row.serial}  {'EMULATED ' if row.emulated else ''}{row.model}".rstrip())
             if row.problem:
-                table.add_row(label, f"{row.problem} {row.hint}")
+                print(f"  {row.problem} {row.hint}")
                 continue
-            table.add_row(
-                label,
-                row.model,
-                row.soc,
-                row.build,
-                row.htp_arch,
-                "" if row.charge_percent is None else f"{row.charge_percent} %",
-                row.charging,
-                row.thermal_status,
-                row.lease_holder or "free",
-                row.agent_version or "not running",
-                "" if row.sensors is None else str(row.sensors),
+            charge = "unknown" if row.charge_percent is None else f"{row.charge_percent} %"
+            facts = (
+                f"SoC {row.soc or 'unknown'}, HTP {row.htp_arch or 'unknown'}, build {row.build}",
+                f"charge {charge}, {row.charging or 'unknown'}, "
+                f"thermal status {row.thermal_status or 'unknown'}",
+                f"leased by {row.lease_holder}" if row.lease_holder else "free",
+                f"agent {row.agent_version}" if row.agent_version else "no agent runs",
+                f"{'unknown' if row.sensors is None else row.sensors} readable sensors",
             )
-        Console().print(table)
+            print("".join(f"  {fact}\n" for fact in facts), end="")

@@ -58,7 +58,7 @@ def register(app: typer.Typer) -> None:
                 "Choose one outside 5555-5585, e.g. --port 6561.",
             )
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with contextlib.ExitStack() as stack:
+        with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
             for index, number in enumerate(ports):
                 phone = stack.enter_context(
                     EmulatedPhone(
@@ -73,6 +73,5 @@ def register(app: typer.Typer) -> None:
                 )
                 how = "" if phone.sandboxed else ", commands from a closed table"
                 print(f"EMULATED {soc_id}{how}: adb connect {phone.serial}", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                while True:
-                    signal.pause()
+            while True:
+                signal.pause()
