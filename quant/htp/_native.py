@@ -18,6 +18,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from quant.htp._worker import die_with_parent
+
 CORE_API = (2, 40)
 
 _TABLE_SIZE = 75
@@ -175,6 +177,7 @@ def compile_dlc(libs: Path, dlc: Path, soc_model: int, optimizations: dict[int, 
 def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    die_with_parent()
     request = json.load(sys.stdin)
     optimizations = {int(k): float(v) for k, v in request["optimizations"].items()}
     result: dict[str, object] = {"ok": True}

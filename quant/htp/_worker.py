@@ -14,9 +14,11 @@ on stdout. A frame is a little-endian uint64 length and an .npz of that size.
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import os
+import signal
 import struct
 import sys
 from typing import Any, BinaryIO
@@ -28,6 +30,12 @@ MODEL_NAME = "model.onnx"
 CONTEXT_NAME = "model_ctx.onnx"
 TRACE_DIR = "trace"
 DLC_DIR = "dlc"
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when the thread that started it ends, however it does."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _answer_stream() -> BinaryIO:
@@ -43,6 +51,7 @@ def _session_options(provider_options: dict[str, str]) -> Any:
     ort.register_execution_provider_library(PROVIDER, qnn.get_library_path())
     devices = [d for d in ort.get_ep_devices() if d.ep_name == PROVIDER]
     options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # nothing runs on the CPU provider
     # Without this a graph QNN refuses runs on the CPU and nothing says so.
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     options.add_provider_for_devices(
@@ -149,10 +158,9 @@ def _run(answer: BinaryIO, context: str, soc_model: str) -> None:
 
 def main() -> None:
     answer = _answer_stream()
-    if sys.argv[1] == "compile":
-        _compile(answer)
-    elif sys.argv[1] == "dlc":
-        _dlc(answer)
+    if sys.argv[1] in ("compile", "dlc"):
+        die_with_parent()
+        (_compile if sys.argv[1] == "compile" else _dlc)(answer)
     else:
         _run(answer, sys.argv[2], sys.argv[3])
     answer.close()

@@ -3,7 +3,9 @@
 import os
 import signal
 import stat
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +187,41 @@ def test_a_compiler_that_hangs_is_stopped(tmp_path, monkeypatch):
             tmp_path / "out",
             timeout_s=0.2,
         )
+
+
+def test_a_compiler_ends_with_its_parent(tmp_path):
+    """A parent that is killed outright cannot stop its compiler; the kernel does."""
+    code = (
+        "import subprocess, sys, time\n"
+        "from quant.htp.compile import worker_command\n"
+        "child = subprocess.Popen(worker_command('compile'))\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    # The compiler waits on the parent's stdin, which stays open here: its end is not the cause.
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    child = int(parent.stdout.readline())
+    try:
+        deadline = time.monotonic() + 60
+        # Blocked in reading its request: then it has asked for the signal.
+        while "numpy" not in Path(f"/proc/{child}/maps").read_text() or state(child) != "S":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1.0)
+        parent.kill()
+        parent.wait()
+        while Path(f"/proc/{child}").exists() and state(child) != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        parent.stdin.close()
+        parent.stdout.close()
+
+
+def state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_exit_code_in_words():
