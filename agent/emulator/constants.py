@@ -89,7 +89,9 @@ BATTERY_START_PERCENT = 82.0
 BATTERY_OHM = 0.055
 BATTERY_EMPTY_MV, BATTERY_FULL_MV = 3_450.0, 4_420.0
 CHARGER_MW = 7_500.0  # what a USB port gives a plugged phone
+# Readings jitter even at constant power, which is what shows that they are new ones.
 RAIL_NOISE = 0.004
+GAUGE_NOISE = 0.002
 MEMORY_TOTAL_BYTES = 12 << 30
 MEMORY_AVAILABLE_BYTES = 7 << 30
 CPU_IDLE_KHZ, CPU_BUSY_KHZ = 787_200, 2_054_400

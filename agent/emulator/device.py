@@ -152,7 +152,7 @@ class Device:
         open_mv = c.BATTERY_EMPTY_MV + (c.BATTERY_FULL_MV - c.BATTERY_EMPTY_MV) * share
         mw = self.gauge.value - (c.CHARGER_MW if self.charging else 0.0)
         self.battery_mv = open_mv - mw / open_mv * c.BATTERY_OHM * 1e3
-        self.battery_ma = mw / self.battery_mv * 1e3
+        self.battery_ma = mw / self.battery_mv * 1e3 * self.noise.gauss(1.0, c.GAUGE_NOISE)
 
     def on_tick(self, period_ns: int, callback: Callable[[int], None] | None) -> None:
         """Call `callback(now_ns)` every `period_ns` of device time; None ends it."""
@@ -185,8 +185,7 @@ class Device:
             if register.step(t0, t1, power):
                 self.rail_readings[i] = register.value * gauss(1.0, c.RAIL_NOISE)
         if self.board_register.step(t0, t1, board, self.trace):
-            noise = gauss(1.0, c.RAIL_NOISE) if self.trace is None else 1.0
-            self.rail_readings[-1] = self.board_register.value * noise
+            self.rail_readings[-1] = self.board_register.value * gauss(1.0, c.RAIL_NOISE)
         if self.gauge.step(t0, t1, board, self.trace):
             self.gauge_updates += 1
             self._update_gauge()
