@@ -62,6 +62,8 @@ _FREE = {  # folded into neighbours, or only another view of the same bytes
     "Flatten",
     "Squeeze",
     "Unsqueeze",
+    "Slice",  # the compiler's schedule takes it in place
+    "Split",
     "Constant",
     "Shape",
     "BatchNormalization",
