@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 # The smallest scale: below it the float32 quotient overflows and the HTP flushes it to zero.
 SMALLEST_SCALE = np.float32(1e-12)
 
+DEAD = 1e-6
+
 _DTYPES: dict[tuple[int, bool], tuple[Any, ir.DataType]] = {
     (4, True): (ml_dtypes.int4, ir.DataType.INT4),
     (8, True): (np.int8, ir.DataType.INT8),
@@ -129,13 +131,14 @@ def symmetric(
 ) -> Encoding:
     """Signed encoding of [-limit, limit]; `limit` is shaped as the scale will be.
 
-    A channel of zeros (limit 0) takes the scale of the smallest non-zero channel, so that its
-    codes are zero and its bias still fits 32 bits.
+    A dead channel (below DEAD times the largest) takes the scale of the smallest live one: its
+    codes are zero, its bias still fits 32 bits, and HTP, which computes garbage on scales such as
+    1e-12, is not asked to.
     """
     limits = np.asarray(limit, np.float64)
-    positive = limits[limits > 0]
-    fill = float(positive.min()) if positive.size else 1.0
-    limits = np.where(limits > 0, limits, fill)
+    live = limits[limits > DEAD * limits.max(initial=0.0)]
+    fill = float(live.min()) if live.size else 1.0
+    limits = np.where(limits > DEAD * limits.max(initial=0.0), limits, fill)
     scale = np.maximum((limits / (2 ** (bits - 1) - 1)).astype(np.float32), SMALLEST_SCALE)
     return Encoding(
         bits,

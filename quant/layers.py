@@ -114,7 +114,7 @@ def _patches(node: ir.Node, x: Array, kernel: tuple[int, ...]) -> Array:
     chosen = np.unravel_index(_spread(total), out)
     index: tuple[Any, ...] = (slice(None), slice(None), *chosen)
     picked = windows[index]
-    return picked.reshape(x.shape[0], x.shape[1], len(chosen[0]), -1)
+    return np.asarray(picked.reshape(x.shape[0], x.shape[1], len(chosen[0]), -1))
 
 
 def _spread(total: int) -> Array:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from quant import calibrate, transformer
 from quant.masks import tame
-from quant.methods.base import Quantized
 from quant.planning import PlanOptions, make_plan
 from quant.refine import Refined, RefineOptions, refine_weights
 from quant.report import with_layers
+from quant.state import Quantized
 from quant.task import Task
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from quant.rounding import (
     search_scale,
     second_order,
     second_order_batched,
+    weighted_error,
 )
 from quant.task import Task
 
@@ -39,6 +40,7 @@ class RefineOptions:
     second_order: bool = False
     correct_bias: bool = True
     samples: int = 128
+    keep_share: float = 0.0  # share of the weights that may stay at 8 bits, the worst ones first
 
 
 @dataclass(frozen=True)
@@ -61,32 +63,96 @@ def refine_weights(
     encodings: dict[str, Encoding] = {}
     codes: dict[str, Array] = {}
     biases: dict[str, Array] = {}
+    finer: dict[str, _Choice] = {}
     for layer, moments in _moments(model, task, options.samples):
         data = array_of(initializers[layer.weight])
         bits = (bits_of or {}).get(layer.weight, options.bits)
         encoding, q, restored = _refine_layer(layer, data, moments, options, bits)
         encodings[layer.weight] = encoding
+        if options.keep_share > 0.0 and bits < 8:
+            finer[layer.weight] = _finer(layer, data, moments, options, restored)
         if options.second_order:
             codes[layer.weight] = q
         if options.correct_bias and layer.bias is not None:
             shift = bias_shift(to_matrix(layer, data), restored, moments.mean)
             old = array_of(initializers[layer.bias])
             biases[layer.bias] = (old + shift.reshape(old.shape)).astype(np.float32)
+    for name in _kept(finer, options.keep_share):
+        choice = finer[name]
+        encodings[name], codes[name] = choice.encoding, choice.codes
+        if choice.bias is not None and choice.shift is not None:
+            old = array_of(initializers[choice.bias])
+            biases[choice.bias] = (old + choice.shift.reshape(old.shape)).astype(np.float32)
     corrected = replace_weights(model, biases) if biases else model
     return Refined(corrected, encodings, codes)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What one weight would be at 8 bits, and what that would gain.
+
+    gain: relative squared output error of the narrow rounding, per weight of the layer.
+    """
+
+    encoding: Encoding
+    codes: Array
+    bias: str | None
+    shift: Array | None
+    size: int
+    gain: float
+
+
+def _finer(
+    layer: Layer, data: Array, moments: Moments, options: RefineOptions, narrow: Array
+) -> _Choice:
+    hessian = moments.hessian(centred=options.correct_bias and layer.bias is not None)
+    weight = to_matrix(layer, data)
+    signal = float(weighted_error(weight, hessian).sum())
+    error = float(weighted_error(weight - narrow, hessian).sum())
+    wide = replace(options, block_size=0)
+    encoding, codes = round_layer(layer, data, hessian, wide, 8)
+    shift = None
+    if options.correct_bias and layer.bias is not None:
+        restored = to_matrix(layer, encoding.dequantize(codes))
+        shift = bias_shift(weight, restored, moments.mean)
+    gain = error / max(signal, 1e-30) / data.size
+    return _Choice(encoding, codes, layer.bias, shift, data.size, gain)
+
+
+def _kept(choices: Mapping[str, _Choice], share: float) -> list[str]:
+    """Weights to keep at 8 bits: greatest gain per weight first, up to `share` of all weights."""
+    budget = share * sum(c.size for c in choices.values())
+    kept: list[str] = []
+    for name in sorted(choices, key=lambda n: (-choices[n].gain, n)):
+        if choices[name].size <= budget:
+            kept.append(name)
+            budget -= choices[name].size
+    return kept
 
 
 def _refine_layer(
     layer: Layer, data: Array, moments: Moments, options: RefineOptions, bits: int
 ) -> tuple[Encoding, Array, Array]:
     """(encoding, codes in the stored shape, dequantized weight as a matrix)."""
+    hessian = moments.hessian(centred=options.correct_bias and layer.bias is not None)
+    encoding, codes = round_layer(layer, data, hessian, options, bits)
+    return encoding, codes, to_matrix(layer, encoding.dequantize(codes))
+
+
+def round_layer(
+    layer: Layer, data: Array, hessian: Array, options: RefineOptions, bits: int
+) -> tuple[Encoding, Array]:
+    """Scale and codes (in the stored shape) of one weight; hessian (groups, depth, depth)."""
     weight = to_matrix(layer, data)
     depth = weight.shape[-1]
-    hessian = moments.hessian(centred=options.correct_bias and layer.bias is not None)
-    block = (
-        options.block_size if not layer.is_conv and depth % max(options.block_size, 1) == 0 else 0
-    )
+    block = options.block_size
+    if layer.is_conv or (block and depth % block):
+        block = 0
     per_channel = options.per_channel or bits < 8
+    if options.second_order and weight.shape[0] > 1 and depth <= _BATCHED_DEPTH and per_channel:
+        scale, q = second_order_batched(weight, hessian, bits)
+        encoding = _encoding(layer, data, scale.astype(np.float32), bits, 0, per_channel)
+        return encoding, from_matrix(layer, q, data.shape).astype(encoding.numpy_dtype)
     steps, smallest = (SEARCH_STEPS, SMALLEST_FRACTION) if options.search else (1, 1.0)
     scale = search_scale(
         weight,
@@ -98,16 +164,10 @@ def _refine_layer(
         smallest=smallest,
     ).astype(np.float32)
     encoding = _encoding(layer, data, scale, bits, block, per_channel)
-    if options.second_order:
-        if weight.shape[0] > 1 and depth <= _BATCHED_DEPTH:
-            q = second_order_batched(weight, hessian, scale, bits)
-        else:
-            q = second_order(weight, hessian, scale, bits)
-        codes = from_matrix(layer, q, data.shape).astype(encoding.numpy_dtype)
-    else:
-        codes = encoding.quantize(data)
-    restored = to_matrix(layer, encoding.dequantize(codes))
-    return encoding, codes, restored
+    if not options.second_order:
+        return encoding, encoding.quantize(data)
+    q = second_order(weight, hessian, scale, bits)
+    return encoding, from_matrix(layer, q, data.shape).astype(encoding.numpy_dtype)
 
 
 def _encoding(
@@ -173,4 +233,4 @@ def _input_key(layer: Layer, shape: tuple[int, ...]) -> tuple[object, ...]:
     return (layer.source, shape[2:], attributes)
 
 
-__all__ = ["RefineOptions", "Refined", "refine_weights"]
+__all__ = ["RefineOptions", "Refined", "refine_weights", "round_layer"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from quant.encoding import Array, Encoding
 from quant.graph import array_of, initializer_uses, name_of
-from quant.methods.base import LayerReport, Quantized
+from quant.state import LayerReport, Quantized
 
 
 def sqnr_db(reference: Array, approximation: Array) -> float:

@@ -18,6 +18,7 @@ import scipy.linalg
 Array = np.ndarray[Any, Any]
 
 DAMPING = 0.01  # share of the mean diagonal added to a Hessian (GPTQ, Frantar et al. 2023)
+RIDGE = 0.02
 _BLOCK = 64
 SEARCH_STEPS = 24
 SMALLEST_FRACTION = 0.35
@@ -58,6 +59,43 @@ class Moments:
             np.maximum(diagonal, 0.0) + damping * level[:, None]
         )
         return h
+
+
+@dataclass
+class CrossMoments(Moments):
+    """Moments of the quantized rows Y, and the cross moment of X - Y with Y (X: float rows)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.cross = np.zeros((self.groups, self.depth, self.depth), np.float32)
+        self.total_exact = np.zeros((self.groups, self.depth), np.float64)
+
+    def update(self, rows: Array, rounded: Array | None = None) -> None:
+        """rows: float, rounded: quantized, both (groups, n, depth)."""
+        y = rows if rounded is None else rounded
+        super().update(y)
+        self.cross += np.matmul((rows - y).transpose(0, 2, 1), y)
+        self.total_exact += rows.sum(1, dtype=np.float64)
+
+    @property
+    def mean_exact(self) -> Array:
+        return self.total_exact / max(self.n, 1)
+
+    def correction(self, hessian: Array, *, centred: bool) -> Array:
+        """M of W + W M: (X - Y) Y^T H^-1, (groups, depth, depth).
+
+        H gets a further RIDGE of its own and of the layer's mean diagonal: a channel that hardly
+        moves on the calibration samples must not earn a huge correction from their noise.
+        """
+        diagonal = np.einsum("gkk->gk", hessian).mean(1)
+        share = RIDGE + self.depth / max(self.n, 1)  # few samples: more noise to be fitted
+        ridge = share * (diagonal + diagonal.mean())
+        hessian = hessian + ridge[:, None, None] * np.eye(self.depth)
+        cross = self.cross.astype(np.float64) / max(self.n, 1)
+        if centred:
+            shift = self.mean_exact - self.mean
+            cross -= shift[:, :, None] * self.mean[:, None, :]
+        return np.asarray(np.linalg.solve(hessian, cross.transpose(0, 2, 1)).transpose(0, 2, 1))
 
 
 def weighted_error(error: Array, hessian: Array) -> Array:
@@ -148,29 +186,46 @@ def second_order(
 
 
 def second_order_batched(
-    weight: Array, hessian: Array, scale: Array, bits: int, *, sweeps: int = 4
-) -> Array:
-    """As second_order by coordinate descent alone, for many small groups at once (depthwise)."""
+    weight: Array, hessian: Array, bits: int, *, sweeps: int = 4, steps: int = SEARCH_STEPS
+) -> tuple[Array, Array]:
+    """(scale (G, N, 1), codes (G, N, K)) by coordinate descent, for many small groups (depthwise).
+
+    With nine weights a scale is good or bad by luck of the rounding, so each candidate is judged
+    after its own descent rather than after rounding to nearest.
+    """
     levels = 2 ** (bits - 1) - 1
-    k = weight.shape[-1]
+    limit = np.maximum(np.abs(weight).max(-1, keepdims=True), 1e-12)
     w = weight.astype(np.float64)
-    s = np.broadcast_to(expand_scale(scale, k), weight.shape).astype(np.float64)
+    best = np.full(limit.shape, np.inf)
+    scale, codes = limit / levels, np.zeros(weight.shape, np.int32)
+    for fraction in np.linspace(SMALLEST_FRACTION, 1.0, steps):
+        s = np.maximum((limit * fraction / levels).astype(np.float32), 1e-12).astype(np.float64)
+        q = _descend_batched(w, hessian, s, levels, sweeps)
+        cost = weighted_error(w - q * s, hessian)[..., None]
+        better = cost < best
+        best = np.where(better, cost, best)
+        scale = np.where(better, s, scale)
+        codes = np.where(better, q.astype(np.int32), codes)
+    return scale, codes
+
+
+def _descend_batched(w: Array, hessian: Array, s: Array, levels: int, sweeps: int) -> Array:
     q = np.clip(np.rint(w / s), -levels, levels)
     diagonal = np.einsum("gkk->gk", hessian)
     for _ in range(sweeps):
         gradient = np.matmul(w - q * s, hessian)
         moved = False
-        for j in range(k):
-            target = q[..., j] + gradient[..., j] / (diagonal[:, j, None] * s[..., j])
+        for j in range(w.shape[-1]):
+            target = q[..., j] + gradient[..., j] / (diagonal[:, j, None] * s[..., 0])
             new = np.clip(np.rint(target), -levels, levels)
-            delta = (new - q[..., j]) * s[..., j]
+            delta = (new - q[..., j]) * s[..., 0]
             if delta.any():
                 moved = True
                 gradient -= delta[..., None] * hessian[:, None, j, :]
                 q[..., j] = new
         if not moved:
             break
-    return q.astype(np.int32)
+    return q
 
 
 def _optimal_brain(w: Array, h: Array, s: Array, levels: int) -> Array:

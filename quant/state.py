@@ -25,7 +25,8 @@ class LayerReport:
 class Quantized:
     """A float graph (weights possibly replaced) and the plan to encode it with.
 
-    codebooks: the codes that a clustered weight may take, by name.
+    codebooks: the codes that a clustered weight may take, by name. teacher: the float model before
+    its weights were pruned, clustered or trained, for what is to learn from it.
     """
 
     model: Model
@@ -33,3 +34,4 @@ class Quantized:
     notes: tuple[str, ...] = ()
     layers: tuple[LayerReport, ...] = ()
     codebooks: Mapping[str, Array] = field(default_factory=dict)
+    teacher: Model | None = None
