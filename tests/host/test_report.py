@@ -14,9 +14,13 @@ import pytest
 from rich.console import Console
 
 from host.compare import Constraints, Drop
-from host.errors import UserError
+from host.errors import RunStatus, UserError
 from host.report import document
+from host.report.charts import PLOT_TYPES
 from host.report.data import SessionReport
+from host.report.markdown import comparison_markdown
+from host.report.page import report_page
+from host.report.static import save_plot
 from host.report.table import session_table
 from host.report.text import column_decimals, interval_text, value_text, wrap_variant
 from host.report.verdict import decide, pareto_front
@@ -224,3 +228,56 @@ def test_bad_comparison_files_are_named(tmp_path, content, says):
     assert caught.value.hint
     with pytest.raises(UserError, match="Cannot read"):
         document.read(tmp_path / "none.json")
+
+
+def odd_sessions():
+    """Sessions that a bad day leaves behind."""
+    whole = rows.session(3)
+    failed = tuple(
+        replace(r, status=RunStatus.FAILED, message="", figures={}, traces=(), phases=(), layers=())
+        for r in whole.runs
+    )
+    zero = rows.with_figure(
+        whole.runs[1], replace(whole.runs[1].figures["latency_ms"], value=0.0, ci_low=0.0)
+    )
+    gaps = replace(
+        whole.runs[1],
+        traces=tuple(
+            replace(t, values=np.full_like(t.values, np.nan)) for t in whole.runs[1].traces
+        ),
+    )
+    perplexity = tuple(
+        rows.with_figure(
+            replace(r, accuracy_metric="perplexity", accuracy_higher_is_better=False),
+            Figure("accuracy", 12.5 + i, "", Provenance.ORT_CPU, 100, 12.0, 14.0),
+        )
+        for i, r in enumerate(whole.runs)
+    )
+    return {
+        "one": replace(whole, runs=whole.runs[:1]),
+        "no fp16": replace(whole, runs=whole.runs[1:]),
+        "none": replace(whole, runs=()),
+        "all failed": replace(whole, runs=failed),
+        "zero": replace(whole, runs=(whole.runs[0], zero)),
+        "empty trace": replace(whole, runs=(whole.runs[0], gaps)),
+        "lower is better": replace(whole, runs=perplexity),
+        "no figures": replace(whole, runs=tuple(replace(r, figures={}) for r in whole.runs)),
+    }
+
+
+@pytest.mark.parametrize("name", odd_sessions())
+def test_odd_sessions_are_reported_too(name, tmp_path):
+    session = odd_sessions()[name]
+    for run in session.runs:
+        assert run.variant in rendered(session, 100)
+        assert run.variant in comparison_markdown(session)
+    assert session.session_id in report_page(session)
+    assert document.from_document(json.loads(document.dumps(session))).runs is not None
+    for kind in PLOT_TYPES:
+        try:
+            save_plot(session, kind, tmp_path / f"{kind}.png")
+        except UserError as error:
+            assert "Nothing to draw" in error.message
+    if name == "lower is better":
+        verdict = decide(session, Constraints())
+        assert "perplexity" in verdict.headline
