@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,7 +71,7 @@ class Store(Queries):
                     f"{path} has schema {version}, this qhost reads {newest_version()}.",
                     f"Bring it up to date with: qhost db migrate --db-path {path}.",
                 )
-            migrated = [] if read_only else migrate(connection, version)
+            migrated = [] if read_only else _migrated(connection, version, path)
         except duckdb.Error as error:
             connection.close()
             raise damaged(path, error) from error
@@ -260,13 +260,22 @@ class Store(Queries):
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
+        """All of a block of writes or nothing. Raises UserError when the disk refuses them."""
         self.connection.begin()
         try:
             yield
-        except BaseException:
-            self.connection.rollback()
+            self.connection.commit()
+        except BaseException as error:
+            # A commit that failed, or a database that DuckDB gave up, has nothing to roll back.
+            with suppress(duckdb.Error):
+                self.connection.rollback()
+            if isinstance(error, duckdb.IOException | duckdb.TransactionException):
+                reason = str(error).strip().splitlines()[0][:200].rstrip(".")
+                raise UserError(
+                    f"{self.path} cannot be written: {reason}.",
+                    "Nothing of it was stored. Free some disk space, and run it again.",
+                ) from error
             raise
-        self.connection.commit()
 
     def _insert(
         self, table: str, rows: Sequence[Any], *, replace: bool = False, **extra: object
@@ -280,6 +289,17 @@ class Store(Queries):
             self.connection.execute(f"{verb} INTO {table} BY NAME SELECT * FROM arriving")
         finally:
             self.connection.unregister("arriving")
+
+
+def _migrated(connection: duckdb.DuckDBPyConnection, version: int, path: Path) -> list[Migration]:
+    try:
+        return migrate(connection, version)
+    except duckdb.Error as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"{path} cannot be brought to schema {newest_version()}: {reason}",
+            f"It is unchanged. Save it with: qhost db export --db-path {path} --output DIR.",
+        ) from error
 
 
 def new_session_id() -> str:

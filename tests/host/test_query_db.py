@@ -212,16 +212,14 @@ def test_db_verbs(cli, path, tmp_path):
         cli("db", "check")
 
 
-def test_migrating_an_older_database(tmp_path):
-    from host.store.migrations import known_migrations, migrate, newest_version
+def test_migrating_an_older_database(tmp_path, monkeypatch):
+    from host.store import migrations
 
     path = tmp_path / "old.duckdb"
-    with duckdb.connect(str(path)) as connection:
-        first = known_migrations()[0]
-        migrate(connection, 0)
-        connection.execute("DROP VIEW quantization_results; DROP VIEW all_results")
-        connection.execute("DROP VIEW best_figures")
-        connection.execute(f"DELETE FROM schema_migrations WHERE version > {first.version}")
+    with monkeypatch.context() as patch, duckdb.connect(str(path)) as connection:
+        first = migrations.known_migrations()[:1]
+        patch.setattr(migrations, "known_migrations", lambda: first)
+        migrations.migrate(connection, 0)
     with pytest.raises(UserError, match="qhost db migrate"):
         run_query(path, "SELECT 1")
     app = typer.Typer()
@@ -229,5 +227,25 @@ def test_migrating_an_older_database(tmp_path):
     done = CliRunner().invoke(app, ["db", "migrate", "--db-path", str(path)])
     assert "applied 0002 views" in done.stdout
     with Store.open(path, read_only=True) as store:
-        assert store.count("SELECT max(version) FROM schema_migrations") == newest_version()
+        assert store.count("SELECT max(version) FROM schema_migrations") == (
+            migrations.newest_version()
+        )
         assert store.table("SELECT * FROM quantization_results").num_rows == 0
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path, monkeypatch):
+    from host.store import migrations
+
+    path = tmp_path / "q.duckdb"
+    Store.open(path, create=True).close()
+    bad = migrations.Migration(
+        migrations.newest_version() + 1, "bad", "CREATE TABLE half (a INTEGER); SELECT no_such;"
+    )
+    known = (*migrations.known_migrations(), bad)
+    monkeypatch.setattr(migrations, "known_migrations", lambda: known)
+    with pytest.raises(UserError, match="cannot be brought to schema"):
+        Store.open(path)
+    monkeypatch.undo()
+    with Store.open(path) as store:
+        assert store.migrated == ()
+        assert store.count("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'half'") == 0

@@ -317,3 +317,34 @@ def test_a_second_writer_is_told_who_holds_the_file(tmp_path):
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_a_disk_that_refuses_a_write_is_one_clear_line(tmp_path):
+    """A full disk, by the limit on the size of a file that a process may write."""
+    code = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from host.errors import UserError
+from host.store import RawBatch, Samples, Store
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Store.open(Path(sys.argv[1]), create=True) as store:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+    seq, t = 0, np.arange(20_000, dtype=np.int64)
+    try:
+        while seq < 1000:
+            value = np.random.default_rng(seq).standard_normal(20_000)
+            batch = RawBatch(seq + 1, "r", (Samples(1, t, value),))
+            seq = store.append("s", "stream", [batch])
+    except UserError as error:
+        print(seq, error.message)
+"""
+    path = tmp_path / "q.duckdb"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    acknowledged, _, message = done.stdout.partition(" ")
+    assert message.startswith(f"{path} cannot be written: "), done.stderr
+    with Store.open(path) as store:
+        assert store.last_seq("stream") == int(acknowledged) > 0
+        assert count(store, "samples") == 20_000 * int(acknowledged)
