@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
@@ -249,3 +251,11 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path, monkeypa
     with Store.open(path) as store:
         assert store.migrated == ()
         assert store.count("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'half'") == 0
+
+
+def test_the_sql_of_the_user_guide_runs(path):
+    text = (Path(__file__).resolve().parents[2] / "docs/results.md").read_text("utf-8")
+    blocks = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    assert [" ".join(block.split()) for block in blocks] == [GUIDE_A, GUIDE_B, GUIDE_C]
+    for block in blocks:
+        assert run_query(path, block).table.num_rows > 0
