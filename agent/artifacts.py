@@ -86,8 +86,13 @@ class ArtifactStore:
             raise BadArtifact(f"artifact {sha256[:12]}: manifest.json is not an object")
         return manifest
 
-    def context(self, sha256: str, soc: str, soc_model: int, perf_profile: str) -> Context:
-        """The context for `soc`, with its sha256 computed from the file that will be loaded."""
+    def context(self, sha256: str, soc: str, soc_model: int, perf_profile: str = "") -> Context:
+        """The context for `soc`, with its sha256 computed from the file that will be loaded.
+
+        Without a perf_profile the manifest's run settings say it, and without those it is burst.
+        Of the other run settings onnxruntime can apply rpc_control_latency_us; its polling time
+        and DCVS follow from the profile.
+        """
         base = self.path(sha256) / "contexts" / soc
         wrapper, binary = base / "context.onnx", base / "context.bin"
         for path in (wrapper, binary):
@@ -100,13 +105,15 @@ class ArtifactStore:
         if listed.get("sha256", digest) != digest:
             raise BadArtifact(f"artifact {sha256[:12]}: context.bin for {soc} is damaged")
         models = manifest.get("device_model", {})
+        settings = manifest.get("run_settings", {})
         return Context(
             wrapper=wrapper,
             binary=binary,
             binary_sha256=digest,
             soc_model=soc_model,
-            perf_profile=perf_profile,
+            perf_profile=perf_profile or str(settings.get("perf_profile", "burst")),
             device_model=models.get(soc) if isinstance(models, dict) else None,
+            rpc_control_latency_us=int(settings.get("rpc_control_latency_us", 0)),
         )
 
     def goldens(self, sha256: str, soc: str) -> list[Golden]:

@@ -173,7 +173,7 @@ class SegmentRun:
             self._segment.artifact,
             self._segment.soc,
             self._platform.soc_model,
-            self._segment.perf_profile or "burst",
+            self._segment.perf_profile,
         )
 
     def _goldens(self) -> list[Golden]:

@@ -28,6 +28,7 @@ class Context:
     soc_model: int  # QNN's number of the SoC: 57 = SM8650
     perf_profile: str
     device_model: Mapping[str, Any] | None = None
+    rpc_control_latency_us: int = 0  # 0: the runtime's own
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,22 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agent.emulator import constants as c
-from agent.emulator.device import IDLE, LOADING, Device, block_latencies, inference_load
+from agent.emulator.device import (
+    IDLE,
+    LOADING,
+    Device,
+    Load,
+    block_latencies,
+    inference_load,
+)
 from agent.errors import BadArtifact, BadRequest, DeviceFailure
 from agent.runtime import MAX_ITERATIONS, Array, Block, BlockLimits, Context, Feed, Loaded, Stop
 from agent.runtime.ort_qnn import OrtQnnRuntime
@@ -93,40 +101,35 @@ class EmulatedRuntime:
         noisy = device.trace is None
         total_us = exact_us * float(np.exp(rng.normal(0.0, c.BLOCK_SIGMA))) if noisy else exact_us
         clocked = _clocked_share(model["latency_us"])
-        device.load = inference_load(model)
         first = device.now_ns
-        if device.trace is not None:
-            device.trace.begin(first, exact_us * 1e-6)
         pieces: list[np.ndarray[Any, np.dtype[np.float32]]] = []
         done, throttled = 0, False
-        while done < MAX_ITERATIONS and not stop():
-            elapsed = device.now_ns - first
-            if elapsed >= limits.max_ns or (
-                done >= limits.min_inferences and elapsed >= limits.min_ns
-            ):
-                break
-            ratio = device.clock_ratio if noisy else 1.0
-            latency_us = total_us * (clocked / ratio + 1.0 - clocked)
-            count = max(1, min(int(c.GOVERNOR_NS / 1e3 / latency_us), MAX_ITERATIONS - done))
-            if noisy:
-                latencies = block_latencies(latency_us, count, rng=rng)
-                latencies[0] *= c.FIRST_INFERENCE_FACTOR if done == 0 else 1.0
-            else:
-                latencies = np.full(count, exact_us)
-            ends = elapsed + np.cumsum(latencies) * 1e3
-            enough = (ends >= limits.min_ns) & (
-                np.arange(done + 1, done + count + 1) >= limits.min_inferences
-            )
-            enough |= ends >= limits.max_ns
-            if enough.any():
-                latencies = latencies[: int(enough.argmax()) + 1]
-            throttled |= device.level > 0
-            device.advance(round(float(latencies.sum()) * 1e3))
-            pieces.append(latencies.astype(np.float32))
-            done += len(latencies)
-        device.load = IDLE
-        if device.trace is not None:
-            device.trace.end(device.now_ns)
+        with self._busy(inference_load(model), exact_us * 1e-6):
+            while done < MAX_ITERATIONS and not stop():
+                elapsed = device.now_ns - first
+                if elapsed >= limits.max_ns or (
+                    done >= limits.min_inferences and elapsed >= limits.min_ns
+                ):
+                    break
+                ratio = device.clock_ratio if noisy else 1.0
+                latency_us = total_us * (clocked / ratio + 1.0 - clocked)
+                count = max(1, min(int(c.GOVERNOR_NS / 1e3 / latency_us), MAX_ITERATIONS - done))
+                if noisy:
+                    latencies = block_latencies(latency_us, count, rng=rng)
+                    latencies[0] *= c.FIRST_INFERENCE_FACTOR if done == 0 else 1.0
+                else:
+                    latencies = np.full(count, exact_us)
+                ends = elapsed + np.cumsum(latencies) * 1e3
+                enough = (ends >= limits.min_ns) & (
+                    np.arange(done + 1, done + count + 1) >= limits.min_inferences
+                )
+                enough |= ends >= limits.max_ns
+                if enough.any():
+                    latencies = latencies[: int(enough.argmax()) + 1]
+                throttled |= device.level > 0
+                device.advance(round(float(latencies.sum()) * 1e3))
+                pieces.append(latencies.astype(np.float32))
+                done += len(latencies)
         return Block(
             inferences=done,
             t_first_ns=first,
@@ -146,10 +149,23 @@ class EmulatedRuntime:
             raise DeviceFailure("no context is loaded")
         return self._context
 
-    def _spend(self, load: Any, seconds: float) -> None:
-        self._device.load = load
-        self._device.advance(round(seconds * 1e9))
-        self._device.load = IDLE
+    def _spend(self, load: Load, seconds: float) -> None:
+        with self._busy(load, seconds):
+            self._device.advance(round(seconds * 1e9))
+
+    @contextmanager
+    def _busy(self, load: Load, latency_s: float) -> Iterator[None]:
+        """The load while inside, idle after, also when the spool or the host ends it early."""
+        device = self._device
+        device.load = load
+        if device.trace is not None and load.npu_busy:
+            device.trace.begin(device.now_ns, latency_s)
+        try:
+            yield
+        finally:
+            device.load = IDLE
+            if device.trace is not None and load.npu_busy:
+                device.trace.end(device.now_ns)
 
     def _rng(self) -> np.random.Generator:
         """A new seeded stream per use, so that a repeated session repeats its noise."""

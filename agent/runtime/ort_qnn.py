@@ -90,9 +90,13 @@ class OrtQnnRuntime:
             )
         if self._child is None:
             self._start()
-        seconds, peak = self._call(
-            "load", str(context.wrapper), context.soc_model, context.perf_profile
-        )
+        options = {
+            "soc_model": str(context.soc_model),
+            "htp_performance_mode": context.perf_profile,
+        }
+        if context.rpc_control_latency_us:
+            options["rpc_control_latency"] = str(context.rpc_control_latency_us)
+        seconds, peak = self._call("load", str(context.wrapper), options)
         # Weights and tensors of the HTP are DMA buffers, which the resident set leaves out.
         assert self._child is not None
         buffers = DmaBuffers(self._device_root, self._child.pid).read() or 0.0
@@ -183,7 +187,7 @@ class _Session:
         self._stop = False
         signal.signal(signal.SIGUSR1, self._on_stop)
 
-    def load(self, wrapper: str, soc_model: int, perf_profile: str) -> tuple[float, int]:
+    def load(self, wrapper: str, provider_options: dict[str, str]) -> tuple[float, int]:
         self._session = None
         started = time.perf_counter()
         options = self._ort.SessionOptions()
@@ -192,12 +196,7 @@ class _Session:
         if not devices:
             raise DeviceFailure("the QNN provider finds no device")
         options.add_provider_for_devices(
-            devices,
-            {
-                "backend_path": self._qnn.get_qnn_htp_path(),
-                "soc_model": str(soc_model),
-                "htp_performance_mode": perf_profile,
-            },
+            devices, {"backend_path": self._qnn.get_qnn_htp_path(), **provider_options}
         )
         try:
             self._session = self._ort.InferenceSession(wrapper, options)

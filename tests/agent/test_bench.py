@@ -249,3 +249,25 @@ def test_long_load_throttles_and_latency_follows(agent, artifact_files, block_se
     assert np.median(latencies[-1000:]) > 1.1 * np.median(latencies[:1000])
     _, skin = series(batches, channel(agent, "skin-msm-therm").id)
     assert skin[0] < 32 < 40 <= skin.max()
+
+
+def test_the_artifacts_profile_holds_unless_the_segment_names_one(
+    start_agent, artifact_files, block_segment, device_model
+):
+    agent = start_agent()
+    manifest = json.loads(artifact_files["manifest.json"])
+    manifest["run_settings"] = {"perf_profile": "power_saver", "rpc_control_latency_us": 100}
+    sha = agent.put({**artifact_files, "manifest.json": json.dumps(manifest).encode()})
+    medians = []
+    for profile in ("", "burst"):
+        batches = run(agent, block_segment(sha, perf_profile=profile))
+        (block,) = [b.block for b in batches if b.HasField("block")]
+        medians.append(np.median(block.per_iteration_us))
+    assert medians[1] == pytest.approx(device_model["latency_us"]["total"], rel=0.03)
+    assert medians[0] > 1.3 * medians[1]
+
+
+def test_an_unknown_profile_fails_and_names_the_known(agent, artifact, block_segment):
+    end = run(agent, block_segment(artifact, perf_profile="turbo"))[-1].end
+    assert (end.outcome, end.failure_class) == (pb.FAILED, "USER_ERROR")
+    assert "sustained_high_performance" in end.message
