@@ -16,6 +16,7 @@ from quant.metrics import METRICS as TASK_METRICS
 from quant.metrics import Metric
 
 Scores = NDArray[np.float64]
+SCORES = "quality/scores.npz"
 COMPILER_METRICS = ("ddr_read_bytes", "ddr_write_bytes", "spill_bytes", "fill_bytes")
 
 
@@ -83,7 +84,7 @@ def quality_figures(quality: Mapping[str, Any], scores: Scores | None, seed: int
 def score_arrays(artifact: Artifact) -> dict[Provenance, tuple[str, Scores]]:
     """Per-sample scores by engine, with the metric's name; empty without labels."""
     quality = artifact.manifest["quality"]
-    arrays = artifact.arrays("quality/scores.npz")
+    arrays = artifact.arrays(SCORES) if SCORES in artifact.members else {}
     out = {}
     for engine in (Provenance.ORT_CPU, Provenance.HTP_EMULATOR):
         scores = arrays.get(engine.value)
@@ -98,14 +99,14 @@ def drop_figures(artifact: Artifact, baseline: Artifact | None, seed: int) -> li
     Against the float model in onnxruntime (on the samples the HTP emulator ran), and against the
     fp16 variant in the same engine where there is one.
     """
-    quality = artifact.manifest["quality"]["htp_emulator"]
-    metric = TASK_METRICS.get(str(quality["metric"]))
-    ours = artifact.arrays("quality/scores.npz")
-    if metric is None or "htp_emulator" not in ours:
+    quality = artifact.manifest["quality"].get("htp_emulator", {})
+    metric = TASK_METRICS.get(str(quality.get("metric")))
+    ours = artifact.arrays(SCORES) if SCORES in artifact.members else {}
+    if metric is None or "htp_emulator" not in ours or "float" not in ours:
         return []
     references: list[tuple[str, Scores]] = [("accuracy_drop", ours["float"])]
     if baseline is not None:
-        scores = baseline.arrays("quality/scores.npz")["htp_emulator"]
+        scores = baseline.arrays(SCORES)["htp_emulator"]
         references.append(("accuracy_drop_fp16", scores))
     return [
         _drop(

@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from host.client import Cooling, SegmentSpec
 from host.errors import unknown_name
@@ -52,13 +51,26 @@ def get_profile(name: str | None, *, emulated: bool) -> Profile:
 
 
 @dataclass(frozen=True)
+class JobVariant:
+    """A variant as runs record it: made here from a Variant, or read from a finished artifact."""
+
+    canonical: str
+    methods: tuple[str, ...]
+    options_json: str
+
+    @classmethod
+    def of(cls, variant: Variant) -> JobVariant:
+        names = tuple(step.method for step in variant.steps)
+        return cls(variant.canonical, names, variant.options_json)
+
+
+@dataclass(frozen=True)
 class Job:
     """One run to be: model x variant. `skip` says why it will not run; empty = it will."""
 
     run_id: str
-    model_path: Path
     model_name: str
-    variant: Variant
+    variant: JobVariant
     skip: str = ""
 
 

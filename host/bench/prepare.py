@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from host.bench.plan import JobVariant
 from host.devices import Target
 from host.errors import UserError, unknown_name
+from quant.artifact import Artifact, open_artifact
 from quant.build import BuildRequest
 from quant.htp.soc import Soc
 from quant.methods.grammar import Variant
+from quant.metrics import METRICS as TASK_METRICS
 from quant.model import Model, load
 from quant.task import Task, load_task
 
@@ -56,17 +59,32 @@ class BenchConfig:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A model that loads and a task that fits it."""
+class Identity:
+    """What a run records of its model and task."""
 
+    name: str
+    model_type: str
+    fingerprint: str
+    task_fingerprint: str
+    metric: str
+    higher_is_better: bool | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A model that loads and a task that fits it: every method makes a variant of it."""
+
+    identity: Identity
+    variants: tuple[JobVariant, ...]
     source: ModelInput
     model: Model
     task: Task
 
-    def request(self, config: BenchConfig, variant: Variant, soc: str) -> BuildRequest:
+    def request(self, config: BenchConfig, variant: str, soc: str) -> BuildRequest:
         return BuildRequest(
             model_path=self.source.path,
-            variant=variant.canonical,
+            variant=variant,
             soc=soc,
             cache_dir=config.cache_dir,
             task_path=self.source.task_path,
@@ -77,28 +95,98 @@ class Prepared:
         )
 
 
+@dataclass(frozen=True)
+class PreparedArtifact:
+    """A finished .qnn: it is run as it is, and is its own only variant."""
+
+    identity: Identity
+    variants: tuple[JobVariant, ...]
+    artifact: Artifact
+
+
+Prepared = PreparedModel | PreparedArtifact
+
+
 def prepare(config: BenchConfig) -> tuple[Prepared, ...]:
-    """Load every model and task; UserError for the first that does not fit."""
-    out = []
+    """Load every model and task, open every artifact; UserError for the first that does not fit."""
+    out: list[Prepared] = []
     for source in config.models:
-        model = load(source.path, input_shapes=config.input_shapes)
-        task = load_task(
-            source.task_path, model, model_type=source.model_type, metric=source.metric
+        if source.path.suffix == ".qnn":
+            out.append(_prepare_artifact(source))
+        else:
+            out.append(_prepare_model(source, config))
+    return _distinct(out, [source.path for source in config.models])
+
+
+def _prepare_model(source: ModelInput, config: BenchConfig) -> PreparedModel:
+    model = load(source.path, input_shapes=config.input_shapes)
+    task = load_task(source.task_path, model, model_type=source.model_type, metric=source.metric)
+    identity = Identity(
+        model.name,
+        task.model_type,
+        model.fingerprint,
+        task.fingerprint,
+        task.metric.name if task.metric else "agreement",
+        task.metric.higher_is_better if task.metric else True,
+        (*task.notes, *([source.note] if source.note else [])),
+    )
+    variants = tuple(JobVariant.of(v) for v in config.variants)
+    return PreparedModel(identity, variants, source, model, task)
+
+
+def _prepare_artifact(source: ModelInput) -> PreparedArtifact:
+    if source.task_path is not None or source.metric is not None:
+        raise UserError(
+            f"{source.path.name} is a finished artifact: --task and --metric do not apply to it.",
+            "It carries the accuracy it was built with.",
         )
-        out.append(Prepared(source, model, task))
-    names = [p.model.name for p in out]
+    artifact = open_artifact(source.path)
+    model, task = artifact.manifest["model"], artifact.manifest["task"]
+    metric = TASK_METRICS.get(str(task["metric"]))
+    options = artifact.manifest["options"]
+    identity = Identity(
+        str(model["name"]),
+        str(model["model_type"]),
+        str(model["fingerprint"]),
+        str(task["fingerprint"]),
+        metric.name if metric else "agreement",
+        metric.higher_is_better if metric else True,
+        (*task["notes"], f"run from the artifact {source.path.name}"),
+    )
+    variant = JobVariant(
+        artifact.variant,
+        tuple(str(step["method"]) for step in options),
+        json.dumps(options, sort_keys=True, separators=(",", ":")),
+    )
+    return PreparedArtifact(identity, (variant,), artifact)
+
+
+def _distinct(prepared: list[Prepared], paths: list[Path]) -> tuple[Prepared, ...]:
+    """Every model x variant once; artifacts of the same variant are told apart by their files."""
+    names = [p.identity.name for p in prepared if isinstance(p, PreparedModel)]
     if len(set(names)) != len(names):
         twice = next(n for n in names if names.count(n) > 1)
         raise UserError(
             f"Two models are called {twice!r}.", "Rename one file: reports tell them apart by it."
         )
+    keys = [(p.identity.name, v.canonical) for p in prepared for v in p.variants]
+    out: list[Prepared] = []
+    for p, path in zip(prepared, paths, strict=True):
+        key = (p.identity.name, p.variants[0].canonical)
+        if isinstance(p, PreparedArtifact) and keys.count(key) > 1:
+            named = replace(p.variants[0], canonical=f"{p.variants[0].canonical}@{path.stem}")
+            p = replace(p, variants=(named,))
+        out.append(p)
     return tuple(out)
 
 
 def session_fingerprint(config: BenchConfig, prepared: tuple[Prepared, ...], profile: str) -> str:
     """Of all that --resume must find unchanged. Methods are not in it: more may be asked for."""
     whole = {
-        "models": [(p.model.fingerprint, p.task.fingerprint) for p in prepared],
+        "models": [
+            (p.identity.fingerprint, p.identity.task_fingerprint, type(p).__name__)
+            for p in prepared
+        ],
         "target": [config.target.emulated_soc, config.target.serial, config.target.soc],
         "profile": profile,
         "perf_profile": config.perf_profile,
@@ -109,9 +197,9 @@ def session_fingerprint(config: BenchConfig, prepared: tuple[Prepared, ...], pro
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
-def skip_reason(variant: Variant, soc: Soc) -> str:
-    """Why a variant cannot run on this SoC; empty when it can."""
-    if not soc.fp16 and any(step.method == "fp16" for step in variant.steps):
+def skip_reason(variant: JobVariant, soc: Soc) -> str:
+    """Why a variant cannot run on this SoC or be made on this host; empty when it can."""
+    if not soc.fp16 and "fp16" in variant.methods:
         return f"{soc.id} (v{soc.arch}) has no fp16 on the HTP."
     return ""
 

@@ -25,13 +25,21 @@ from host.bench.figures import drop_figures, score_arrays, static_figures
 from host.bench.plan import (
     Conditions,
     Job,
+    JobVariant,
     Profile,
     block_order,
     block_segment,
     check_segment,
     get_profile,
 )
-from host.bench.prepare import BenchConfig, Prepared, prepare, session_fingerprint, skip_reason
+from host.bench.prepare import (
+    BenchConfig,
+    Prepared,
+    PreparedArtifact,
+    prepare,
+    session_fingerprint,
+    skip_reason,
+)
 from host.devices import DeviceInfo, DeviceSession, open_device
 from host.errors import DeviceError, FailureClass, RunStatus, ToolchainError, UserError
 from host.measure import Limits, assess
@@ -201,8 +209,8 @@ class _Bench:
         jobs = []
         count = len(old)
         for p in self.prepared:
-            for variant in self.config.variants:
-                row = old.get((p.model.name, variant.canonical))
+            for variant in p.variants:
+                row = old.get((p.identity.name, variant.canonical))
                 if row is not None and row.status in (RunStatus.OK, RunStatus.SKIPPED):
                     self.statuses[row.run_id] = row.status
                     continue
@@ -211,35 +219,33 @@ class _Bench:
                 else:
                     count += 1
                     run_id = row.run_id if row is not None else f"{session_id}-{count:02d}"
-                    self._add_run(session_id, run_id, p, variant.canonical)
-                job = Job(run_id, p.source.path, p.model.name, variant, skip_reason(variant, soc))
+                    self._add_run(session_id, run_id, p, variant)
+                job = Job(run_id, p.identity.name, variant, skip_reason(variant, soc))
                 jobs.append((job, p))
         return jobs
 
-    def _add_run(self, session_id: str, run_id: str, p: Prepared, canonical: str) -> None:
-        variant = next(v for v in self.config.variants if v.canonical == canonical)
-        info, metric = self.device.info, p.task.metric
-        notes = [*p.task.notes, *([p.source.note] if p.source.note else [])]
+    def _add_run(self, session_id: str, run_id: str, p: Prepared, variant: JobVariant) -> None:
+        info, identity = self.device.info, p.identity
         self.store.add_run(
             RunRow(
                 run_id,
                 session_id,
-                p.model.name,
-                p.task.model_type,
-                p.model.fingerprint,
-                p.task.fingerprint,
+                identity.name,
+                identity.model_type,
+                identity.fingerprint,
+                identity.task_fingerprint,
                 info.soc,
                 info.label,
                 info.serial,
-                "+".join(step.method for step in variant.steps),
-                canonical,
+                "+".join(variant.methods),
+                variant.canonical,
                 self.profile.name,
                 perf_profile=self.config.perf_profile,
                 seed=self.config.seed,
                 options_json=variant.options_json,
-                accuracy_metric=metric.name if metric else "agreement",
-                accuracy_higher_is_better=metric.higher_is_better if metric else True,
-                notes_json=json.dumps(notes),
+                accuracy_metric=identity.metric,
+                accuracy_higher_is_better=identity.higher_is_better,
+                notes_json=json.dumps(identity.notes),
                 fingerprint_json=json.dumps(info.fingerprint),
             ),
             info.channels,
@@ -286,6 +292,8 @@ class _Bench:
             for job, p in todo:
                 try:
                     built = self._build(builder, job, p)
+                except UserError as e:
+                    built = BuildFailure(FailureClass.USER_ERROR, e.message, e.hint)
                 except (OSError, RuntimeError, ToolchainError) as e:
                     built = BuildFailure(FailureClass.HARNESS_ERROR, f"The build failed: {e}")
                 results.put((job, built))
@@ -301,7 +309,11 @@ class _Bench:
             thread.join(timeout=10.0)
 
     def _build(self, builder: Builder, job: Job, p: Prepared) -> Built | BuildFailure:
-        request = p.request(self.config, job.variant, self.device.info.soc)
+        soc = self.device.info.soc
+        if isinstance(p, PreparedArtifact):
+            p.artifact.soc(soc)  # refused here when it has no context for this device
+            return Built(p.artifact.path, True, {})
+        request = p.request(self.config, job.variant.canonical, soc)
         start = time.perf_counter()
         found = cached_artifact(request, p.model, p.task)
         if found is not None:

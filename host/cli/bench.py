@@ -57,8 +57,10 @@ class Progress:
     def planned(self, session_id: str, info: DeviceInfo, jobs: Sequence[Job]) -> None:
         kind = f"EMULATED device: {info.emulation_basis}" if info.emulated else info.model
         self.console.print(f"Session {session_id} on {info.label} ({kind})", highlight=False)
+        several = len({job.model_name for job in jobs}) > 1
         for job in jobs:
-            self._jobs[job.run_id] = f"{job.model_name} {job.variant.canonical}"
+            model = f"{job.model_name} " if several else ""
+            self._jobs[job.run_id] = model + job.variant.canonical
             self._cells[job.run_id] = {"state": f"skipped: {job.skip}" if job.skip else "waiting"}
         self._show(f"{len(jobs)} jobs: " + ", ".join(j.variant.canonical for j in jobs))
 
@@ -126,7 +128,10 @@ def register(app: typer.Typer) -> None:
     def bench(
         model_path: Annotated[
             list[Path] | None,
-            typer.Option(help="Model to bench; repeatable. Without it: the shipped sample."),
+            typer.Option(
+                help="Model (.onnx, .pt2, .pt) or artifact (.qnn); repeatable. "
+                "Without it: the shipped sample."
+            ),
         ] = None,
         task: Annotated[
             list[Path] | None,

@@ -189,3 +189,22 @@ def test_every_metric_in_the_database_is_in_the_table(lab):
     names = {name for (name,) in query(lab, "SELECT DISTINCT metric FROM figures")}
     assert names <= set(METRICS)
     assert set(EXPECTED) <= names
+
+
+def test_finished_artifacts_are_run_as_they_are(lab):
+    copy = lab.folder / "copy.qnn"
+    copy.write_bytes(artifact_path(lab, "int8").read_bytes())
+    done = lab.run(
+        "bench", "--mock", "--device", "sm8650", "--db-path", "artifacts.duckdb", "--json",
+        "--model-path", str(artifact_path(lab, "int8")), "--model-path", str(copy),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    assert [r["variant"] for r in runs] == ["int8@tiny-int8", "int8@copy"]
+    assert {r["method"] for r in runs} == {"int8"}
+    assert runs[0]["figures"]["accuracy"] == runs[1]["figures"]["accuracy"]
+    other = lab.run(
+        "bench", "--mock", "--device", "sm8750", "--model-path", str(copy), "--db-path", "x.duckdb"
+    )
+    assert other.returncode == 1
+    assert "has no context for sm8750, only for sm8650" in other.stderr
