@@ -6,7 +6,6 @@ simulation and sequential rounding need.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,15 +86,6 @@ def _is_data(value: ir.Value) -> bool:
         and value.const_value.size > 0
         and len(value.const_value.shape) > 0
     )
-
-
-def read_counts(graph: ir.Graph) -> Counter[str]:
-    """How often each value is read, graph outputs included: when to free it."""
-    counts: Counter[str] = Counter()
-    for node in graph:
-        counts.update(name_of(v) for v in set(node.inputs) if v is not None)
-    counts.update(name_of(v) for v in graph.outputs)
-    return counts
 
 
 def simulate(

@@ -23,6 +23,7 @@ class Pipeline:
     block_size: int = 0
     level: int = 0
     smooth: bool = True
+    keep_share: float = 0.0
     calibration_method: str = "min-max"
     percentile: float = calibrate.DEFAULT_PERCENTILE
     samples: int | None = None
@@ -42,6 +43,7 @@ def run(state: Quantized, task: Task, options: Pipeline) -> Quantized:
                 per_channel=options.per_channel,
                 block_size=options.block_size,
                 second_order=options.level >= 3,
+                keep_share=options.keep_share,
             ),
         )
     plan = make_plan(

@@ -18,7 +18,6 @@ import scipy.linalg
 Array = np.ndarray[Any, Any]
 
 DAMPING = 0.01  # share of the mean diagonal added to a Hessian (GPTQ, Frantar et al. 2023)
-RIDGE = 0.02
 _BLOCK = 64
 SEARCH_STEPS = 24
 SMALLEST_FRACTION = 0.35
@@ -59,43 +58,6 @@ class Moments:
             np.maximum(diagonal, 0.0) + damping * level[:, None]
         )
         return h
-
-
-@dataclass
-class CrossMoments(Moments):
-    """Moments of the quantized rows Y, and the cross moment of X - Y with Y (X: float rows)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.cross = np.zeros((self.groups, self.depth, self.depth), np.float32)
-        self.total_exact = np.zeros((self.groups, self.depth), np.float64)
-
-    def update(self, rows: Array, rounded: Array | None = None) -> None:
-        """rows: float, rounded: quantized, both (groups, n, depth)."""
-        y = rows if rounded is None else rounded
-        super().update(y)
-        self.cross += np.matmul((rows - y).transpose(0, 2, 1), y)
-        self.total_exact += rows.sum(1, dtype=np.float64)
-
-    @property
-    def mean_exact(self) -> Array:
-        return self.total_exact / max(self.n, 1)
-
-    def correction(self, hessian: Array, *, centred: bool) -> Array:
-        """M of W + W M: (X - Y) Y^T H^-1, (groups, depth, depth).
-
-        H gets a further RIDGE of its own and of the layer's mean diagonal: a channel that hardly
-        moves on the calibration samples must not earn a huge correction from their noise.
-        """
-        diagonal = np.einsum("gkk->gk", hessian).mean(1)
-        share = RIDGE + self.depth / max(self.n, 1)  # few samples: more noise to be fitted
-        ridge = share * (diagonal + diagonal.mean())
-        hessian = hessian + ridge[:, None, None] * np.eye(self.depth)
-        cross = self.cross.astype(np.float64) / max(self.n, 1)
-        if centred:
-            shift = self.mean_exact - self.mean
-            cross -= shift[:, :, None] * self.mean[:, None, :]
-        return np.asarray(np.linalg.solve(hessian, cross.transpose(0, 2, 1)).transpose(0, 2, 1))
 
 
 def weighted_error(error: Array, hessian: Array) -> Array:

@@ -14,16 +14,23 @@ from quant.task import Task
 
 @dataclass(frozen=True)
 class Int4Options:
-    """block_size: 0 for per channel; else 16, 32, 64 ... along the input axis of MatMul, Gemm."""
+    """block_size: 0 for per channel; else 16, 32, 64 ... along the input axis of MatMul, Gemm.
+
+    keep_8bit_share: share of all weights that may stay at 8 bits, those whose rounding to 4 bits
+    costs most output error per byte (early and depthwise layers); 0 puts every layer at 4.
+    """
 
     activation_bits: int = 16
     calibration_method: str = "min-max"
     percentile: float = calibrate.DEFAULT_PERCENTILE
     block_size: int = 0
+    keep_8bit_share: float = 0.1
 
     def __post_init__(self) -> None:
         check_activation_bits(self.activation_bits)
         calibrate.RangeOptions(self.calibration_method, self.percentile)
+        if not 0.0 <= self.keep_8bit_share < 1.0:
+            raise UserError(f"keep-8bit-share {self.keep_8bit_share} is not in [0, 1).")
         size = self.block_size
         if size and (size < 16 or size & (size - 1)):
             raise UserError(f"block-size {size} is not 0 or a power of two from 16 up.")
@@ -45,6 +52,7 @@ def apply(state: Quantized, task: Task, options: Int4Options) -> Quantized:
             percentile=options.percentile,
             block_size=options.block_size,
             level=3,
+            keep_share=options.keep_8bit_share,
         ),
     )
 
