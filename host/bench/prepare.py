@@ -14,6 +14,7 @@ from host.errors import UserError, unknown_name
 from quant.artifact import Artifact, open_artifact
 from quant.build import BuildRequest
 from quant.htp.soc import Soc
+from quant.methods import METHODS
 from quant.methods.grammar import Variant
 from quant.metrics import METRICS as TASK_METRICS
 from quant.model import Model, load
@@ -201,7 +202,8 @@ def skip_reason(variant: JobVariant, soc: Soc) -> str:
     """Why a variant cannot run on this SoC or be made on this host; empty when it can."""
     if not soc.fp16 and "fp16" in variant.methods:
         return f"{soc.id} (v{soc.arch}) has no fp16 on the HTP."
-    return ""
+    reasons = (METHODS[m].missing() for m in variant.methods if m in METHODS)
+    return next((reason for reason in reasons if reason), "")
 
 
 def parse_ceilings(text: str) -> tuple[tuple[str, float], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -16,9 +17,12 @@ from host.bench.plan import (
     check_segment,
     get_profile,
 )
-from host.bench.prepare import parse_ceilings, parse_input_shapes
+from host.bench.prepare import parse_ceilings, parse_input_shapes, skip_reason
 from host.errors import UserError
 from host.store.rows import Block, Mark, RawBatch, Samples
+from quant.htp.soc import SOCS, get_soc
+from quant.methods import METHODS
+from quant.methods.grammar import parse_methods
 
 
 def test_profiles_are_the_contract():
@@ -99,3 +103,20 @@ def test_ceilings():
         parse_ceilings("npv=95")
     with pytest.raises(UserError, match="site=degrees"):
         parse_ceilings("npu=hot")
+
+
+def test_a_method_that_lacks_a_package_is_skipped_with_what_to_install(monkeypatch):
+    row = METHODS["int8"]
+    lacking = dataclasses.replace(row, missing=lambda: "pip install 'qhost[train]'")
+    monkeypatch.setitem(METHODS, "int8", lacking)
+    (variant,) = parse_methods("int8")
+    assert "qhost[train]" in skip_reason(JobVariant.of(variant), get_soc("sm8650"))
+    (other,) = parse_methods("int4")
+    assert skip_reason(JobVariant.of(other), get_soc("sm8650")) == ""
+
+
+def test_fp16_is_skipped_where_the_htp_has_none():
+    (variant,) = parse_methods("fp16")
+    reasons = {s.id: skip_reason(JobVariant.of(variant), s) for s in SOCS.values()}
+    assert all(bool(reasons[s.id]) != s.fp16 for s in SOCS.values())
+    assert "no fp16" in reasons["sm8350"]
