@@ -22,6 +22,7 @@ from agent.spool import Spool
 from protos import agent_pb2 as pb
 
 MAX_QUEUED = 10_000
+MAX_PROFILED = 100
 MAX_DURATION_NS = 24 * 3600 * 1_000_000_000
 MAX_RATE_HZ = 1000.0
 # How long the charger stays cut when nothing is queued: between two Starts of one session.
@@ -60,7 +61,9 @@ class Bench:
         self._changed = threading.Condition()
         self._cancel = threading.Event()
         self._stopping = False
-        self._station = Station(platform, artifacts, platform.runtime())
+        self._station = Station(
+            platform, artifacts, platform.runtime(), queue_file.parent / "outputs"
+        )
         self._report_killed()
         self._thread = threading.Thread(target=self._work, name="bench", daemon=True)
         self._thread.start()
@@ -137,8 +140,10 @@ class Bench:
         self._artifacts.path(checked_sha256(segment.artifact))
         if segment.soc != self._platform.soc:
             raise BadRequest(f"made for {segment.soc!r}, this device is {self._platform.soc}")
-        if segment.kind not in (pb.CHECK, pb.BLOCK):
-            raise BadRequest("kind is neither CHECK nor BLOCK")
+        if segment.kind not in (pb.CHECK, pb.BLOCK, pb.PROFILE):
+            raise BadRequest("kind is none of CHECK, BLOCK, PROFILE")
+        if segment.kind == pb.PROFILE and not 0 < segment.min_inferences <= MAX_PROFILED:
+            raise BadRequest(f"min_inferences of a PROFILE is not within 1 to {MAX_PROFILED}")
         times = (
             segment.min_duration_ns, segment.max_duration_ns, segment.warmup_ns,
             segment.warmup_max_ns, segment.idle_ns, segment.cooldown.timeout_ns,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from agent.errors import BadRequest, Cancelled, DeviceFailure, TimedOut
 from agent.gates import CeilingWatch, cool_down, steady
 from agent.platform import Column, Platform
 from agent.runtime import MAX_ITERATIONS, Block, BlockLimits, Context, Feed, Runtime, Stop
+from agent.runtime.profile import parse_profile
 from protos import agent_pb2 as pb
 
 DEFAULT_RATE_HZ = 100.0
@@ -31,6 +34,7 @@ class Station:
     platform: Platform
     artifacts: ArtifactStore
     runtime: Runtime
+    outputs: Path  # files for Fetch
     loaded: Context | None = None
     session_id: str = ""
     # Zone name -> C when the session's first segment began: what a cooldown gate compares with.
@@ -71,10 +75,9 @@ class SegmentRun:
     def run(self) -> None:
         """Raises what ends the segment otherwise than OK."""
         self._charging()
-        if self._segment.kind == pb.CHECK:
-            self._check()
-        else:
-            self._block()
+        {pb.CHECK: self._check, pb.BLOCK: self._block, pb.PROFILE: self._profile}[
+            self._segment.kind
+        ]()
 
     def _check(self) -> None:
         """Cold load, first inference, warm load, goldens."""
@@ -136,6 +139,30 @@ class SegmentRun:
                 per_iteration_us=latencies.tolist() if latencies is not None else [],
                 window_method=block.window_method,
                 throttled=block.throttled,
+            )
+        )
+
+    def _profile(self) -> None:
+        """Per-operator cycles; QNN's file is kept for Fetch."""
+        self._station.unload()
+        feeds = [golden.inputs for golden in self._goldens()]
+        text = self._runtime.profile(self._context(), feeds, self._segment.min_inferences)
+        try:
+            profile = parse_profile(text)
+        except ValueError as error:
+            raise DeviceFailure(str(error)) from error
+        run = hashlib.sha256(self._segment.run_id.encode()).hexdigest()[:16]
+        file = self._station.outputs / f"profile-{run}.csv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        self._put(
+            profile=pb.ProfileResult(
+                ops=[
+                    pb.OpProfile(name=op.name, op_id=op.op_id, cycles=op.cycles)
+                    for op in profile.operators
+                ],
+                execute_us=profile.execute_us,
+                file=f"outputs/{file.name}",
             )
         )
 

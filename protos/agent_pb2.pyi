@@ -31,6 +31,7 @@ class SegmentKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEGMENT_KIND_UNSPECIFIED: _ClassVar[SegmentKind]
     CHECK: _ClassVar[SegmentKind]
     BLOCK: _ClassVar[SegmentKind]
+    PROFILE: _ClassVar[SegmentKind]
 
 class Charging(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -73,6 +74,7 @@ STATE: ChannelKind
 SEGMENT_KIND_UNSPECIFIED: SegmentKind
 CHECK: SegmentKind
 BLOCK: SegmentKind
+PROFILE: SegmentKind
 CHARGING_UNSPECIFIED: Charging
 REQUIRE_DISCHARGING: Charging
 STOP_CHARGING: Charging
@@ -347,7 +349,7 @@ class SubscribeRequest(_message.Message):
     def __init__(self, from_seq: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("seq", "session_id", "run_id", "samples", "marks", "load", "golden", "block", "end", "sampler", "cooldown")
+    __slots__ = ("seq", "session_id", "run_id", "samples", "marks", "load", "golden", "block", "end", "sampler", "cooldown", "profile")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -359,6 +361,7 @@ class Batch(_message.Message):
     END_FIELD_NUMBER: _ClassVar[int]
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
     COOLDOWN_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
     seq: int
     session_id: str
     run_id: str
@@ -370,7 +373,8 @@ class Batch(_message.Message):
     end: SegmentEnd
     sampler: SamplerReport
     cooldown: CooldownResult
-    def __init__(self, seq: _Optional[int] = ..., session_id: _Optional[str] = ..., run_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Samples, _Mapping]]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., load: _Optional[_Union[LoadResult, _Mapping]] = ..., golden: _Optional[_Union[GoldenResult, _Mapping]] = ..., block: _Optional[_Union[BlockResult, _Mapping]] = ..., end: _Optional[_Union[SegmentEnd, _Mapping]] = ..., sampler: _Optional[_Union[SamplerReport, _Mapping]] = ..., cooldown: _Optional[_Union[CooldownResult, _Mapping]] = ...) -> None: ...
+    profile: ProfileResult
+    def __init__(self, seq: _Optional[int] = ..., session_id: _Optional[str] = ..., run_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Samples, _Mapping]]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., load: _Optional[_Union[LoadResult, _Mapping]] = ..., golden: _Optional[_Union[GoldenResult, _Mapping]] = ..., block: _Optional[_Union[BlockResult, _Mapping]] = ..., end: _Optional[_Union[SegmentEnd, _Mapping]] = ..., sampler: _Optional[_Union[SamplerReport, _Mapping]] = ..., cooldown: _Optional[_Union[CooldownResult, _Mapping]] = ..., profile: _Optional[_Union[ProfileResult, _Mapping]] = ...) -> None: ...
 
 class Samples(_message.Message):
     __slots__ = ("channel", "t_ns", "value")
@@ -433,6 +437,26 @@ class BlockResult(_message.Message):
     window_method: str
     throttled: bool
     def __init__(self, block_index: _Optional[int] = ..., inferences: _Optional[int] = ..., t_first_ns: _Optional[int] = ..., t_last_ns: _Optional[int] = ..., per_iteration_us: _Optional[_Iterable[float]] = ..., window_method: _Optional[str] = ..., throttled: _Optional[bool] = ...) -> None: ...
+
+class ProfileResult(_message.Message):
+    __slots__ = ("ops", "execute_us", "file")
+    OPS_FIELD_NUMBER: _ClassVar[int]
+    EXECUTE_US_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    ops: _containers.RepeatedCompositeFieldContainer[OpProfile]
+    execute_us: _containers.RepeatedScalarFieldContainer[int]
+    file: str
+    def __init__(self, ops: _Optional[_Iterable[_Union[OpProfile, _Mapping]]] = ..., execute_us: _Optional[_Iterable[int]] = ..., file: _Optional[str] = ...) -> None: ...
+
+class OpProfile(_message.Message):
+    __slots__ = ("name", "op_id", "cycles")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    OP_ID_FIELD_NUMBER: _ClassVar[int]
+    CYCLES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    op_id: int
+    cycles: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., op_id: _Optional[int] = ..., cycles: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SegmentEnd(_message.Message):
     __slots__ = ("kind", "block_index", "outcome", "failure_class", "message")

@@ -80,6 +80,10 @@ class Runtime(Protocol):
         """Inferences back to back, cycling through `feeds`. Ends early when `stop()` is true."""
         ...
 
+    def profile(self, context: Context, feeds: list[Feed], count: int) -> str:
+        """QNN's profile (CSV) of `count` inferences; nothing is loaded afterwards."""
+        ...
+
     def close(self) -> None:
         """Unload; the next load is cold. Harmless when nothing is loaded."""
         ...

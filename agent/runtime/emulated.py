@@ -139,6 +139,12 @@ class EmulatedRuntime:
             throttled=throttled,
         )
 
+    def profile(self, context: Context, feeds: list[Feed], count: int) -> str:
+        raise DeviceFailure(
+            "an emulated device has no per-operator times: the HTP emulator's cycles are those of "
+            "this machine"
+        )
+
     def close(self) -> None:
         self._numerics.close()
         self._context = self._in_emulator = None

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -84,18 +85,9 @@ class OrtQnnRuntime:
         return self._child.pid if self._child is not None else None
 
     def load(self, context: Context) -> Loaded:
-        if context.perf_profile not in PERF_PROFILES:  # QNN would only warn, and run as it likes
-            raise BadRequest(
-                f"unknown perf_profile {context.perf_profile!r}; known: {', '.join(PERF_PROFILES)}"
-            )
+        options = _provider_options(context)
         if self._child is None:
             self._start()
-        options = {
-            "soc_model": str(context.soc_model),
-            "htp_performance_mode": context.perf_profile,
-        }
-        if context.rpc_control_latency_us:
-            options["rpc_control_latency"] = str(context.rpc_control_latency_us)
         seconds, peak = self._call("load", str(context.wrapper), options)
         # Weights and tensors of the HTP are DMA buffers, which the resident set leaves out.
         assert self._child is not None
@@ -112,6 +104,18 @@ class OrtQnnRuntime:
     def run_block(self, feeds: list[Feed], limits: BlockLimits, stop: Stop) -> Block:
         block: Block = self._call("run_block", [dict(f) for f in feeds], limits, stop=stop)
         return block
+
+    def profile(self, context: Context, feeds: list[Feed], count: int) -> str:
+        self.close()
+        self._start()
+        try:
+            text: str = self._call(
+                "profile", str(context.wrapper), _provider_options(context),
+                [dict(feed) for feed in feeds], count,
+            )  # fmt: skip
+        finally:
+            self.close()
+        return text
 
     def close(self) -> None:
         child, self._child = self._child, None
@@ -174,6 +178,20 @@ class OrtQnnRuntime:
         raise _ERRORS.get(kind, DeviceFailure)(value)
 
 
+def _provider_options(context: Context) -> dict[str, str]:
+    if context.perf_profile not in PERF_PROFILES:  # QNN would only warn, and run as it likes
+        raise BadRequest(
+            f"unknown perf_profile {context.perf_profile!r}; known: {', '.join(PERF_PROFILES)}"
+        )
+    options = {
+        "soc_model": str(context.soc_model),
+        "htp_performance_mode": context.perf_profile,
+    }
+    if context.rpc_control_latency_us:
+        options["rpc_control_latency"] = str(context.rpc_control_latency_us)
+    return options
+
+
 class _Session:
     """The child's side: one strict QNN session. No fallback to the CPU, ever."""
 
@@ -205,6 +223,22 @@ class _Session:
         # After an error inside QNN the session would rebuild itself on the CPU and hide it.
         self._session.disable_fallback()
         return time.perf_counter() - started, _peak_memory_bytes()
+
+    def profile(
+        self,
+        wrapper: str,
+        provider_options: dict[str, str],
+        feeds: list[dict[str, Array]],
+        count: int,
+    ) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "profile.csv"
+            more = {"profiling_level": "detailed", "profiling_file_path": str(path)}
+            self.load(wrapper, {**provider_options, **more})
+            for i in range(count):
+                self._run(feeds[i % len(feeds)])
+            self._session = None  # its end completes the file
+            return path.read_text()
 
     def outputs(self, feed: dict[str, Array]) -> dict[str, Array]:
         names = [o.name for o in self._session.get_outputs()]

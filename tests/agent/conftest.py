@@ -63,8 +63,8 @@ def artifact_files(tmp_path_factory) -> dict[str, bytes]:
     weight = (rng.standard_normal((16, 8)) * 0.3).astype(np.float32)
     graph = helper.make_graph(
         [
-            helper.make_node("MatMul", ["x", "w"], ["m"]),
-            helper.make_node("Relu", ["m"], ["y"]),
+            helper.make_node("MatMul", ["x", "w"], ["m"], name="matmul"),
+            helper.make_node("Relu", ["m"], ["y"], name="relu"),
         ],
         "tiny",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 16])],

@@ -271,3 +271,12 @@ def test_an_unknown_profile_fails_and_names_the_known(agent, artifact, block_seg
     end = run(agent, block_segment(artifact, perf_profile="turbo"))[-1].end
     assert (end.outcome, end.failure_class) == (pb.FAILED, "USER_ERROR")
     assert "sustained_high_performance" in end.message
+
+
+def test_an_emulated_device_has_no_per_operator_times(agent, artifact, block_segment):
+    segment = block_segment(artifact)
+    segment.kind = pb.PROFILE
+    batches = run(agent, segment)
+    assert batches[-1].end.failure_class == "DEVICE_ERROR"
+    assert "emulated device" in batches[-1].end.message
+    assert not any(b.HasField("profile") for b in batches)

@@ -12,6 +12,7 @@ import pytest
 
 from agent.artifacts import ArtifactStore
 from agent.bench import Bench
+from agent.runtime.profile import parse_profile
 from agent.silicon import SiliconPlatform, identify
 from agent.spool import Spool
 from protos import agent_pb2 as pb
@@ -88,39 +89,58 @@ def test_the_agent_does_not_start_where_there_is_no_device(tmp_path):
     assert "--emulate" in done.stderr
 
 
-def test_a_block_on_this_machines_clock_with_the_real_sampler(
-    tmp_path, artifact_files, check_segment, block_segment
-):
-    """QNN's emulator stands where the DSP would; the description can then only say emulated."""
+SHA = "a" * 64
+
+
+@pytest.fixture
+def here(tmp_path, artifact_files):
+    """(platform, spool, bench) of a board whose DSP is QNN's emulator on this machine."""
     identity = identify(board(tmp_path / "device"))
     assert identity is not None
-    platform = SiliconPlatform(identity, tmp_path / "root", tmp_path / "device")
-    description = platform.description()
-    assert description.substrate == pb.EMULATED
-    assert "HTP emulator" in description.emulation_basis
-    store = ArtifactStore(tmp_path / "root/artifacts")
-    sha = "a" * 64
+    root = tmp_path / "root"
+    platform = SiliconPlatform(identity, root, tmp_path / "device")
+    store = ArtifactStore(root / "artifacts")
     for name, content in artifact_files.items():
-        path = tmp_path / "root/artifacts" / sha / name
+        path = root / "artifacts" / SHA / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    spool = Spool(tmp_path / "root/spool")
-    bench = Bench(platform, store, spool, tmp_path / "root/queue.pb")
-    before = time.monotonic_ns()
-    segment = block_segment(
-        sha, min_inferences=5, min_duration_ns=SECOND // 4, warmup_ns=SECOND // 10,
-        idle_ns=SECOND // 5,
-    )  # fmt: skip
-    bench.start("s", [check_segment(sha), segment])
+    spool = Spool(root / "spool")
+    bench = Bench(platform, store, spool, root / "queue.pb")
+    yield platform, spool, bench
+    bench.close()
+
+
+def until_ended(spool: Spool, count: int) -> list[pb.Batch]:
+    """Every batch until `count` segments have ended."""
     batches: list[pb.Batch] = []
-    while sum(b.HasField("end") for b in batches) < 2:
-        assert time.monotonic_ns() - before < 60 * SECOND
+    end = time.monotonic() + 60
+    while sum(b.HasField("end") for b in batches) < count:
+        assert time.monotonic() < end
         data = spool.read(len(batches) + 1)
         if data is None:
             time.sleep(0.02)
         else:
             batches.append(pb.Batch.FromString(data))
-    bench.close()
+    return batches
+
+
+def test_without_silicon_the_description_can_only_say_emulated(here):
+    description = here[0].description()
+    assert description.substrate == pb.EMULATED
+    assert "HTP emulator" in description.emulation_basis
+
+
+def test_a_block_on_this_machines_clock_with_the_real_sampler(
+    here, tmp_path, check_segment, block_segment
+):
+    platform, spool, bench = here
+    before = time.monotonic_ns()
+    segment = block_segment(
+        SHA, min_inferences=5, min_duration_ns=SECOND // 4, warmup_ns=SECOND // 10,
+        idle_ns=SECOND // 5,
+    )  # fmt: skip
+    bench.start("s", [check_segment(SHA), segment])
+    batches = until_ended(spool, 2)
     after = time.monotonic_ns()
     assert [b.end.outcome for b in batches if b.HasField("end")] == [pb.OK, pb.OK]
     (golden,) = [b.golden for b in batches if b.HasField("golden")]
@@ -135,12 +155,12 @@ def test_a_block_on_this_machines_clock_with_the_real_sampler(
         (block.t_last_ns - block.t_first_ns) / 1e3, rel=1e-3
     )
     marks = [m for b in batches for m in b.marks]
-    for channel in description.channels:
+    idle = next(m for m in marks if m.phase == pb.IDLE_BEFORE)
+    last = next(m for m in marks if m.phase == pb.IDLE_AFTER)
+    for channel in platform.description().channels:
         times = [
             t for b in batches for s in b.samples if s.channel == channel.id for t in s.t_ns
         ]  # fmt: skip
-        idle = next(m for m in marks if m.phase == pb.IDLE_BEFORE)
-        last = next(m for m in marks if m.phase == pb.IDLE_AFTER)
         assert min(times) <= idle.t_start_ns
         assert max(times) >= last.t_end_ns
     values = {v for b in batches for s in b.samples if s.channel == 1 for v in s.value}
@@ -149,22 +169,32 @@ def test_a_block_on_this_machines_clock_with_the_real_sampler(
     assert len([b for b in batches if b.HasField("sampler")]) == 2
 
 
-def test_cancelling_a_block_on_the_wall_clock_stops_its_loop(
-    tmp_path, artifact_files, block_segment
-):
-    identity = identify(board(tmp_path / "device"))
-    assert identity is not None
-    platform = SiliconPlatform(identity, tmp_path / "root", tmp_path / "device")
-    store = ArtifactStore(tmp_path / "root/artifacts")
-    sha = "a" * 64
-    for name, content in artifact_files.items():
-        path = tmp_path / "root/artifacts" / sha / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    spool = Spool(tmp_path / "root/spool")
-    bench = Bench(platform, store, spool, tmp_path / "root/queue.pb")
+def test_a_profile_pass_gives_cycles_per_operator_and_its_file(here, tmp_path, block_segment):
+    _, spool, bench = here
+    segment = block_segment(SHA, min_inferences=3)
+    segment.kind = pb.PROFILE
+    bench.start("s", [segment])
+    batches = until_ended(spool, 1)
+    assert batches[-1].end.outcome == pb.OK
+    (profile,) = [b.profile for b in batches if b.HasField("profile")]
+    assert len(profile.execute_us) == 3
+    assert all(len(op.cycles) == 3 and min(op.cycles) > 0 for op in profile.ops)
+    names = [op.name for op in profile.ops]
+    assert (names[0], names[-1]) == ("Input", "Output")
+    assert {"matmul", "relu"} <= set(names)
+    text = (tmp_path / "root" / profile.file).read_text()
+    assert f"{profile.ops[1].cycles[2]},CYCLES" in text
+
+
+def test_a_profile_in_another_format_is_refused():
+    with pytest.raises(ValueError, match="no QNN profile"):
+        parse_profile("a,b\n1,2\n")
+
+
+def test_cancelling_a_block_on_the_wall_clock_stops_its_loop(here, block_segment):
+    _, spool, bench = here
     segment = block_segment(
-        sha, min_duration_ns=50 * SECOND, warmup_ns=0, idle_ns=0, max_duration_ns=60 * SECOND
+        SHA, min_duration_ns=50 * SECOND, warmup_ns=0, idle_ns=0, max_duration_ns=60 * SECOND
     )
     bench.start("s", [segment])
     end = time.monotonic() + 20
@@ -172,9 +202,6 @@ def test_cancelling_a_block_on_the_wall_clock_stops_its_loop(
         assert time.monotonic() < end
         time.sleep(0.02)
     assert bench.cancel("") == 1
-    while bench.running:
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    last = pb.Batch.FromString(spool.read(spool.next_seq - 1) or b"")
-    assert last.end.outcome == pb.CANCELLED
-    bench.close()
+    batches = until_ended(spool, 1)
+    assert batches[-1].end.outcome == pb.CANCELLED
+    assert time.monotonic() < end + 10
