@@ -12,6 +12,7 @@ from host.bench.device import last_time_ns, missing_blocks, shift
 from host.bench.plan import (
     PROFILES,
     Conditions,
+    JobVariant,
     block_order,
     block_segment,
     check_segment,
