@@ -358,7 +358,10 @@ def trace(original: Traces) -> Chart:
                 "xanchor": "left",
                 "yanchor": "bottom",
                 "showarrow": False,
-                "text": f"{channel.channel} · {PROVENANCE_TEXT[channel.provenance].short}",
+                "text": (  # short enough for a phone; the caption has the whole name
+                    f"{short_name(channel.channel, 26)} · "
+                    f"{PROVENANCE_TEXT[channel.provenance].short}"
+                ),
                 "font": {"size": 11, "color": "@ink"},
             }
         )

@@ -301,9 +301,11 @@ def _trace_summary(chart: charts.Traces) -> str:
 
 
 def _trace_caption(chart: charts.Traces) -> str:
-    samples = sum(t.samples or t.t_s.size for t in chart.traces)
+    parts = [f"{t.channel}: {t.samples or t.t_s.size:,} samples" for t in chart.traces]
     drawn = any((t.samples or t.t_s.size) > 2 * interactive.ENVELOPE_BUCKETS for t in chart.traces)
-    return f"{samples:,} samples" + (", drawn as minimum and maximum per stretch" if drawn else "")
+    if drawn:
+        parts.append("drawn as minimum and maximum per stretch")
+    return " · ".join(parts)
 
 
 def _phase_names(phases: tuple[Phase, ...]) -> list[str]:

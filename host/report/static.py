@@ -17,7 +17,7 @@ from matplotlib.patheffects import withStroke
 
 from host.report import charts
 from host.report.charts import Axis, Value, drawn_line
-from host.report.data import SessionReport
+from host.report.data import NOT_REAL, SessionReport
 from host.report.files import write_whole
 from host.report.interactive import (
     HEATMAP_DARK,
@@ -35,6 +35,7 @@ from host.report.labels import place_labels, text_width
 from host.report.page import numbering
 from host.report.text import PROVENANCE_TEXT, scale_of
 from host.report.verdict import with_verdict
+from quant.figures import Provenance
 
 # The light theme of templates/report.css.
 INK, MUTED, LINE, GRID = "#14202b", "#56626f", "#d5dbe2", "#e4e8ed"
@@ -155,13 +156,20 @@ def _canvas(
 
 
 def _banner(session: SessionReport, columns: int) -> list[str]:
+    """Lines that say what was not measured; none for a session of measured figures only."""
     if session.emulated:
         basis = f" Basis: {session.emulation_basis}." if session.emulation_basis else ""
         text = (
             f"EMULATED DEVICE: no time, power, energy, heat or memory figure was measured.{basis}"
         )
         return textwrap.wrap(text, columns)
-    return []
+    figures = [f for run in session.drawable for f in run.figures.values() if f.value is not None]
+    unreal = [p for p in Provenance if p in NOT_REAL and p in {f.provenance for f in figures}]
+    if not unreal:
+        return []
+    words = " or ".join(PROVENANCE_TEXT[p].long for p in unreal)
+    text = f"NOT ALL MEASURED: figures {words} are drawn hollow, hatched, dashed or with ◌."
+    return textwrap.wrap(text, columns)
 
 
 def _axes(

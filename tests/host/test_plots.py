@@ -74,6 +74,20 @@ def test_no_label_is_cut_off_or_covered(kind, count):
         assert "is better" in words
 
 
+@pytest.mark.parametrize("kind", ["pareto", "bars", "radar", "heatmap"])
+def test_a_predicted_figure_among_measured_ones_is_announced(kind):
+    session = rows.session(3, Provenance.MEASURED)
+    with mpl.rc_context(static._STYLE):
+        plain = " ".join(t for t, _ in texts_of(static.draw_plot(session, kind)))
+        guess = replace(session.runs[1].figures["latency_ms"], provenance=Provenance.PREDICTED)
+        runs = (session.runs[0], rows.with_figure(session.runs[1], guess), session.runs[2])
+        mixed = replace(session, runs=runs)
+        warned = " ".join(t for t, _ in texts_of(static.draw_plot(mixed, kind)))
+    assert "NOT ALL MEASURED" not in plain
+    assert "NOT ALL MEASURED: figures predicted by a fitted model" in warned
+    assert "MIXED" in warned
+
+
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_pictures_are_written_whole_and_alike(tmp_path, suffix):
     session = rows.session(3)
