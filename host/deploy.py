@@ -152,6 +152,7 @@ class AdbSession:
             self._endpoint = None
 
     def _require_clean(self) -> None:
+        """Refuse what another session left behind; begin a new spool, numbered from 1."""
         status = self.client.status()
         if status.busy or status.queued_segments or status.next_seq - 1 > status.acked_seq:
             raise DeviceError(
@@ -159,6 +160,8 @@ class AdbSession:
                 f"Fetch them: qhost collect --device {self._device.serial} "
                 "(with --discard to drop them).",
             )
+        if status.next_seq > 1:
+            self._attach(ensure_agent(self._device, clean=True))
 
     def put(self, artifact: Artifact) -> None:
         with tempfile.TemporaryDirectory(prefix="qhost-artifact-") as folder:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import re
 import secrets
 import shlex
 import socket
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Self
 
 from host.adb import AdbDevice
@@ -137,7 +138,7 @@ def acquire(
             device.shell(f"rm -f {LINK}")  # not a lease of any version we know
         elif held.nonce == nonce:
             return HeldLease(device, nonce, owner)
-        elif held.expired:
+        elif held.expired or _died_here(held.owner):
             _remove_expired(device, held)
         elif time.monotonic() >= deadline:
             raise LeaseTaken(
@@ -148,6 +149,17 @@ def acquire(
             )
         else:
             time.sleep(POLL_S)
+
+
+def _died_here(owner: str) -> bool:
+    """Whether the holder was a process of this machine that is gone."""
+    found = re.search(r"@(.+) pid (\d+)$", owner)
+    return bool(
+        found
+        and found[1] == socket.gethostname()
+        and Path("/proc/self").exists()
+        and not Path("/proc", found[2]).exists()
+    )
 
 
 def _remove_expired(device: AdbDevice, held: Lease) -> None:

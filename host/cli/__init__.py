@@ -36,6 +36,7 @@ VERBS = (
     "devices",
     "agent",
     "emulate",
+    "collect",
     "config",
     "doctor",
 )
