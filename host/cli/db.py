@@ -77,7 +77,7 @@ def import_(
     from host.store.maintenance import import_export
 
     with Store.open(_target(db_path, mock), create=True) as store:
-        found = import_export(store, source)
+        found = import_export(store, source, allow_mixed=db_path is not None)
     _print_merged(source, found.sessions, found.runs, found.already_there, found.conflicts)
 
 
@@ -92,7 +92,7 @@ def merge(
 
     with Store.open(_target(db_path, mock), create=True) as store:
         for source in sources:
-            found = merge_database(store, source)
+            found = merge_database(store, source, allow_mixed=db_path is not None)
             _print_merged(source, found.sessions, found.runs, found.already_there, found.conflicts)
 
 

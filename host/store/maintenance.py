@@ -123,8 +123,11 @@ def export(path: Path, target: Path) -> Exported:
     return Exported(rows, tuple(lost))
 
 
-def import_export(store: Store, source: Path) -> Merged:
-    """An exported directory into a database; what is there already stays as it is."""
+def import_export(store: Store, source: Path, *, allow_mixed: bool = False) -> Merged:
+    """An exported directory into a database; what is there already stays as it is.
+
+    `allow_mixed`: as for `Store.new_session`.
+    """
     manifest = _manifest(source)
     version = manifest["schema_version"]
     if version != newest_version():
@@ -138,14 +141,14 @@ def import_export(store: Store, source: Path) -> Merged:
             for table in manifest["rows"]:
                 if table in TABLES:
                     _load_parquet(other, table, source / f"{table}.parquet")
-        return merge(store, copy)
+        return merge(store, copy, allow_mixed=allow_mixed)
 
 
-def merge(store: Store, source: Path) -> Merged:
+def merge(store: Store, source: Path, *, allow_mixed: bool = False) -> Merged:
     """The sessions and runs of another database that this one lacks, in one transaction.
 
     A run that was not finished here and is there is replaced. A finished run that differs stays
-    as it is here and is reported.
+    as it is here and is reported. `allow_mixed`: as for `Store.new_session`.
     """
     if source.resolve() == store.path.resolve():
         raise UserError(f"{source} is the database itself.", "Name another one.")
@@ -154,12 +157,28 @@ def merge(store: Store, source: Path) -> Merged:
     database = store.connection
     database.execute(f"ATTACH '{_quoted(source)}' AS qhost_source (READ_ONLY)")
     try:
+        if not allow_mixed:
+            _refuse_mixing(store, source)
         with store.transaction():
             return _take(store)
     except duckdb.Error as error:
         raise damaged(source, error) from error
     finally:
         database.execute("DETACH qhost_source")
+
+
+def _refuse_mixing(store: Store, source: Path) -> None:
+    kinds = [
+        set(store.table(f"SELECT DISTINCT emulated FROM {table}")["emulated"].to_pylist())
+        for table in ("sessions", "qhost_source.sessions")
+    ]
+    here, there = kinds
+    if here and there - here:
+        names = {True: "emulated", False: "real"}
+        raise UserError(
+            f"{store.path} holds sessions of {names[here.pop()]} devices, {source} also others.",
+            "Name the file with --db-path to mix both on purpose.",
+        )
 
 
 def _take(store: Store) -> Merged:

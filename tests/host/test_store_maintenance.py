@@ -143,6 +143,19 @@ def test_merge_replaces_an_unfinished_run_and_reports_a_conflict(tmp_path):
         assert check(store) == []
 
 
+def test_merging_real_and_emulated_sessions_must_be_asked_for(tmp_path):
+    ours, theirs = tmp_path / "a.duckdb", tmp_path / "b.duckdb"
+    fill(ours, "s1", runs=1)
+    fill(theirs, "s2", runs=1)
+    with Store.open(theirs) as store:
+        store.connection.execute("UPDATE sessions SET emulated = true")
+    with Store.open(ours) as store:
+        with pytest.raises(UserError, match="holds sessions of real devices"):
+            merge(store, theirs)
+        assert len(store.sessions()) == 1
+        assert merge(store, theirs, allow_mixed=True).sessions == 1
+
+
 def test_a_failing_merge_changes_nothing(tmp_path):
     ours, theirs = tmp_path / "a.duckdb", tmp_path / "b.duckdb"
     fill(ours, "s1")
