@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from host import install, lease
-from host.adb import AdbDevice, AdbServer, list_devices
+from host.adb import AdbDevice, AdbServer, identify, list_devices
 from host.client import CALL_TIMEOUT_S, AgentClient, SegmentSpec
 from host.devices import DeviceInfo, Target, describe, no_device
 from host.errors import DeviceError, FailureClass
@@ -254,6 +254,8 @@ def _open(device: AdbDevice) -> AdbSession:
     while True:
         attempt += 1
         try:
+            # What it is may not be known yet: it may have been away when it was listed.
+            device = identify(device)
             return AdbSession(device, lease.acquire(device, nonce=nonce))
         except lease.LeaseTaken:
             raise
