@@ -6,25 +6,20 @@ dark, light and print. Annotations that must not overlap are placed here for sev
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from host.report.charts import (
     Axis,
     Bars,
-    Layers,
     Pareto,
     Point,
     Shares,
-    Traces,
     Value,
-    drawn_line,
-    time_title,
-    without_gaps,
 )
-from host.report.labels import Box, place_labels, text_width
-from host.report.text import PROVENANCE_TEXT, scale_of
+from host.report.labels import place_labels, text_width
+from host.report.marks import HEATMAP_DARK, HEATMAP_STOPS, short_name, span, whiskers
+from host.report.text import PROVENANCE_TEXT
 
 Chart = dict[str, Any]
 
@@ -34,10 +29,6 @@ WIDTHS = (300, 460, 680, 960)
 _FONT = 12
 _SYMBOL = {"best": "star", "front": "circle", "baseline": "diamond", "other": "square"}
 _SIZE = {"best": 16, "front": 11, "baseline": 12, "other": 9}
-ENVELOPE_BUCKETS = 500
-# Light shades take ink, dark ones white text; the jump between leaves no shade unreadable.
-HEATMAP_STOPS = (0.0, 0.6, 0.601, 1.0)
-HEATMAP_DARK = 0.6
 
 
 def pareto(chart: Pareto, numbers: dict[str, int], height: int = 460) -> Chart:
@@ -260,229 +251,6 @@ def heatmap(chart: Shares, numbers: dict[str, int]) -> Chart:
     }
 
 
-def layers(chart: Layers) -> Chart:
-    """Per-layer SQNR in graph order, one symbol per precision, the worst three named."""
-    data: list[Chart] = []
-    precisions = list(dict.fromkeys(row.precision for _, row in chart.drawn))
-    symbols = ("circle", "triangle-up", "square", "diamond", "cross", "x")
-    colours = ("@front", "@best", "@other", "@baseline")
-    for index, precision in enumerate(precisions):
-        rows = [(i, r) for i, r in chart.drawn if r.precision == precision]
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": precision or "layer",
-                "x": [i + 1 for i, _ in rows],
-                "y": [r.sqnr_db for _, r in rows],
-                "text": [f"{r.name}<br>{r.op_type} {r.precision}" for _, r in rows],
-                "hovertemplate": "%{text}<br>%{y:.1f} dB<extra></extra>",
-                "marker": {
-                    "symbol": symbols[index % len(symbols)],
-                    "size": 7,
-                    "color": colours[index % len(colours)],
-                },
-            }
-        )
-    values = [r.sqnr_db or 0.0 for _, r in chart.drawn]
-    low, high = min(values), max(values)
-    pad = max((high - low) * 0.12, 1.0)
-    return {
-        "height": 260,
-        "data": data,
-        "layout": {
-            "margin": {"l": 58, "r": 12, "t": 28, "b": 48},
-            "xaxis": {
-                "title": {"text": "Layer, in graph order"},
-                "range": [0, len(chart.layers) + 1],
-                "fixedrange": True,
-            },
-            "yaxis": {
-                "title": {"text": "Weight SQNR (dB)<br>↑ higher is better"},
-                "range": [low - pad, high + pad],
-                "fixedrange": True,
-            },
-            "showlegend": len(precisions) > 1,
-            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        },
-    }
-
-
-def trace(original: Traces) -> Chart:
-    """Channels over device time, one panel per channel, phases shaded behind all of them."""
-    chart = without_gaps(original)
-    count = len(chart.traces)
-    height = 64 + 130 * count + 24
-    data: list[Chart] = []
-    layout: Chart = {
-        "margin": {"l": 66, "r": 12, "t": 34, "b": 48},
-        "showlegend": False,
-        "shapes": [],
-        "annotations": [],
-        "xaxis": {
-            "title": {"text": time_title(original, chart)},
-            "anchor": f"y{count}" if count > 1 else "y",
-            "fixedrange": True,
-            "range": list(time_range(chart)),
-        },
-    }
-    gap = 0.14
-    panel = (1 - gap * (count - 1)) / count
-    for index, channel in enumerate(chart.traces):
-        top = 1 - index * (panel + gap)
-        suffix = "" if index == 0 else str(index + 1)
-        t_s, values = drawn_line(channel, ENVELOPE_BUCKETS)
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": [round(v, 4) for v in t_s.tolist()],
-                "y": [None if v != v else float(f"{v:.5g}") for v in values.tolist()],
-                "yaxis": f"y{suffix}",
-                "line": {"color": ("@front", "@best", "@other")[index % 3], "width": 1.3},
-                "name": channel.channel,
-                "hovertemplate": f"%{{x:.2f}} s, %{{y:.4g}} {channel.unit}<extra></extra>",
-            }
-        )
-        layout[f"yaxis{suffix}"] = {
-            "domain": [max(top - panel, 0.0), top],
-            "title": {"text": scale_of(channel.unit).unit},
-            "fixedrange": True,
-        }
-        layout["annotations"].append(
-            {
-                "x": 0,
-                "y": top,
-                "xref": "paper",
-                "yref": "paper",
-                "xanchor": "left",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "text": (  # short enough for a phone; the caption has the whole name
-                    f"{short_name(channel.channel, 26)} · "
-                    f"{PROVENANCE_TEXT[channel.provenance].short}"
-                ),
-                "font": {"size": 11, "color": "@ink"},
-            }
-        )
-    layout["shapes"] = [
-        {
-            "type": "rect",
-            "xref": "x",
-            "yref": "paper",
-            "x0": p.start_s,
-            "x1": p.end_s,
-            "y0": 0,
-            "y1": 1,
-            "line": {"width": 0},
-            "fillcolor": f"@{phase_colour(p.name)}",
-            "opacity": 0.16,
-            "layer": "below",
-        }
-        for p in chart.phases
-    ]
-    return {"height": height, "data": data, "layout": layout}
-
-
-def timeline(chart: Sequence[Traces], numbers: dict[str, int]) -> Chart:
-    """When each run did what, in device time."""
-    names = {c.variant: f"{numbers[c.variant]} {short_name(c.variant, 20)}" for c in chart}
-    kinds = list(dict.fromkeys(phase_kind(p.name) for c in chart for p in c.phases))
-    data: list[Chart] = []
-    for kind in kinds:
-        rows = [(c.variant, p) for c in chart for p in c.phases if phase_kind(p.name) == kind]
-        data.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "name": kind,
-                "y": [names[v] for v, _ in rows],
-                "x": [p.end_s - p.start_s for _, p in rows],
-                "base": [p.start_s for _, p in rows],
-                "marker": {
-                    "color": f"@{phase_colour(kind)}",
-                    "pattern": {
-                        "shape": PHASE_PATTERN.get(kind, ""),
-                        "fillmode": "overlay",
-                        "size": 6,
-                        "solidity": 0.3,
-                        "fgcolor": "@surface",
-                    },
-                },
-                "text": [p.name for _, p in rows],
-                "textposition": "none",
-                "hovertemplate": "%{y}<br>%{text}: %{base:.2f} s, for %{x:.2f} s<extra></extra>",
-            }
-        )
-    return {
-        "height": 116 + 26 * len(names),
-        "data": data,
-        "layout": {
-            "barmode": "overlay",
-            "bargap": 0.35,
-            "margin": {"l": 150, "r": 12, "t": 40, "b": 48},
-            "xaxis": {"title": {"text": "Device time (s)"}, "fixedrange": True},
-            "yaxis": {
-                "type": "category",
-                "categoryorder": "array",
-                "categoryarray": list(names.values()),
-                "autorange": "reversed",
-                "tickfont": {"size": 11},
-                "fixedrange": True,
-            },
-            "showlegend": True,
-            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        },
-    }
-
-
-PHASE_PATTERN = {"warmup": "/", "load": "x", "first inference": "+", "idle": ".", "golden": "-"}
-_PHASE_COLOUR = {
-    "idle": "phaseidle",
-    "load": "phaseload",
-    "first inference": "phasefirst",
-    "warmup": "phasewarm",
-    "timed": "phasetimed",
-    "cooldown": "phasecool",
-}
-
-
-def phase_kind(name: str) -> str:
-    """The sort of a phase: idle_before and idle_after are idle, cold_load and warm_load load."""
-    plain = name.lower().replace("_", " ")
-    for kind in ("idle", "load"):
-        if kind in plain.split():
-            return kind
-    return plain
-
-
-def phase_colour(name: str) -> str:
-    return _PHASE_COLOUR.get(phase_kind(name), "phaseother")
-
-
-def time_range(chart: Traces) -> tuple[float, float]:
-    """First and last moment of the run's samples and phases, in seconds."""
-    ends = [float(t.t_s[i]) for t in chart.traces if t.t_s.size for i in (0, -1)]
-    ends += [v for p in chart.phases for v in (p.start_s, p.end_s)]
-    return (min(ends), max(ends)) if ends else (0.0, 1.0)
-
-
-def short_name(variant: str, limit: int) -> str:
-    return variant if len(variant) <= limit else variant[: limit - 1] + "…"
-
-
-def span(values: Sequence[Value], *, zero: bool = False) -> tuple[float, float]:
-    """A range that shows every value with its interval and some air."""
-    ends = [e for v in values for e in (v.value, v.low, v.high) if e is not None]
-    if not ends:
-        return (0.0, 1.0)
-    low, high = min(ends), max(ends)
-    if zero:
-        return (min(0.0, low), max(0.0, high) * 1.02 or 1.0)
-    pad = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
-    return (low - pad, high + pad)
-
-
 def _mark(axis: Axis) -> str:
     return axis.hint[0] if axis.better is not None else ""
 
@@ -596,50 +364,12 @@ def _point_labels(
     ]
 
 
-def whiskers(
-    chart: Pareto,
-    x_range: tuple[float, float],
-    y_range: tuple[float, float],
-    size: tuple[float, float],
-) -> list[Box]:
-    """The intervals and the front's steps as thin boxes in pixels, y downwards."""
-
-    def box(x0: float, y0: float, x1: float, y1: float) -> Box:
-        px = [(x - x_range[0]) / (x_range[1] - x_range[0]) * size[0] for x in (x0, x1)]
-        py = [(y_range[1] - y) / (y_range[1] - y_range[0]) * size[1] for y in (y0, y1)]
-        return (min(px) - 1, min(py) - 1, max(px) + 1, max(py) + 1)
-
-    boxes = []
-    for p in chart.points:
-        x, y = p.x, p.y
-        if y.low is not None and y.high is not None:
-            boxes.append(box(x.value, y.low, x.value, y.high))
-        if x.low is not None and x.high is not None:
-            boxes.append(box(x.low, y.value, x.high, y.value))
-    for (x0, y0), (x1, y1) in itertools.pairwise(chart.front):
-        boxes += [box(x0, y0, x1, y0), box(x1, y0, x1, y1)]
-    return boxes
-
-
 def point_label(variant: str, numbers: dict[str, int], width: int) -> str:
     """The number alone where there is no room for names; the table is the key."""
     if width < 460:
         return str(numbers[variant])
     room = 16 if width < 680 else 24 if width < 960 else 36
     return f"{numbers[variant]} {short_name(variant, room)}"
-
-
-def chart_of(name: str) -> str:
-    """The heading of a plot type."""
-    return {
-        "radar": "Each variant against the best",
-        "pareto": "Accuracy against latency",
-        "bars": "Metric by metric",
-        "heatmap": "All metrics at a glance",
-        "layers": "Error by layer",
-        "trace": "Traces",
-        "timeline": "Timeline",
-    }[name]
 
 
 def _outline(

@@ -13,8 +13,8 @@ import numpy as np
 
 from host.errors import UserError
 from host.measure import block_values
-from host.report.charts import envelope
 from host.report.data import LayerRow, Phase, RunReport, SessionReport, Stage, Trace
+from host.report.lines import envelope
 from host.stats.power import choose_power
 from host.store import Store
 from host.store.rows import Channel, DeviceRow, RunData, RunRow, SessionRow

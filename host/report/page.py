@@ -14,8 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from host.errors import RunStatus
-from host.report import charts, interactive
+from host.report import charts, interactive, interactive_runs
 from host.report.data import MAIN_METRICS, NOT_REAL, Phase, RunReport, SessionReport
+from host.report.marks import chart_of, numbering, phase_kind, time_range
 from host.report.text import (
     ABSENT,
     PROVENANCE_TEXT,
@@ -69,11 +70,6 @@ class VariantSection:
     layers: ChartSlot | None
     worst: tuple[tuple[int, Any], ...]
     trace: ChartSlot | None
-
-
-def numbering(session: SessionReport) -> dict[str, int]:
-    """Variant -> the number that stands for it in every table and plot."""
-    return {run.variant: i + 1 for i, run in enumerate(session.runs)}
 
 
 def report_page(session: SessionReport) -> str:
@@ -134,7 +130,7 @@ def _render(
         ],
         sections=sections,
         slots=slots,
-        chart_title=interactive.chart_of,
+        chart_title=chart_of,
         roles=parts,
         marks=_legend(session),
         ok=RunStatus.OK,
@@ -214,7 +210,7 @@ def _slots(
     session: SessionReport, kind: str, figures: dict[str, Any], numbers: dict[str, int]
 ) -> tuple[ChartSlot, ...]:
     """Draw every chart of a plot type into `figures`; empty when there is nothing to draw."""
-    title = interactive.chart_of(kind)
+    title = chart_of(kind)
 
     def add(
         key: str, figure: interactive.Chart, name: str, summary: str, caption: str
@@ -274,19 +270,31 @@ def _slots(
         return (add(kind, interactive.heatmap(heat, numbers), title, summary, caption),)
     if kind == "layers":
         return tuple(
-            add(f"layers{i}", interactive.layers(c), c.variant, _layers_summary(c), _LAYERS_CAPTION)
+            add(
+                f"layers{i}",
+                interactive_runs.layers(c),
+                c.variant,
+                _layers_summary(c),
+                _LAYERS_CAPTION,
+            )
             for i, c in enumerate(charts.layers(session))
         )
     if kind == "trace":
         return tuple(
-            add(f"trace{i}", interactive.trace(c), c.variant, _trace_summary(c), _trace_caption(c))
+            add(
+                f"trace{i}",
+                interactive_runs.trace(c),
+                c.variant,
+                _trace_summary(c),
+                _trace_caption(c),
+            )
             for i, c in enumerate(charts.traces(session))
         )
     lines = charts.timelines(session)
     if not lines:
         return ()
     summary = "When each run loaded, warmed up and ran, in device time."
-    return (add(kind, interactive.timeline(lines, numbers), title, summary, ""),)
+    return (add(kind, interactive_runs.timeline(lines, numbers), title, summary, ""),)
 
 
 def _layers_summary(chart: charts.Layers) -> str:
@@ -296,20 +304,22 @@ def _layers_summary(chart: charts.Layers) -> str:
 
 def _trace_summary(chart: charts.Traces) -> str:
     names = ", ".join(f"{t.channel} in {t.unit}" for t in chart.traces)
-    start, end = interactive.time_range(chart)
+    start, end = time_range(chart)
     return f"Traces of {chart.variant} over {end - start:.0f} s: {names}."
 
 
 def _trace_caption(chart: charts.Traces) -> str:
     parts = [f"{t.channel}: {t.samples or t.t_s.size:,} samples" for t in chart.traces]
-    drawn = any((t.samples or t.t_s.size) > 2 * interactive.ENVELOPE_BUCKETS for t in chart.traces)
+    drawn = any(
+        (t.samples or t.t_s.size) > 2 * interactive_runs.ENVELOPE_BUCKETS for t in chart.traces
+    )
     if drawn:
         parts.append("drawn as minimum and maximum per stretch")
     return " · ".join(parts)
 
 
 def _phase_names(phases: tuple[Phase, ...]) -> list[str]:
-    return list(dict.fromkeys(interactive.phase_kind(p.name) for p in phases))
+    return list(dict.fromkeys(phase_kind(p.name) for p in phases))
 
 
 def _section(
@@ -323,7 +333,7 @@ def _section(
     layers = charts.Layers(run.variant, run.layers)
     layer_slot = trace_slot = None
     if layers.drawn:
-        figures[f"v{number}layers"] = interactive.layers(layers)
+        figures[f"v{number}layers"] = interactive_runs.layers(layers)
         layer_slot = ChartSlot(
             f"v{number}layers",
             "Error by layer",
@@ -332,7 +342,7 @@ def _section(
         )
     if run.traces:
         chart = charts.Traces(run.variant, run.traces, run.phases)
-        figures[f"v{number}trace"] = interactive.trace(chart)
+        figures[f"v{number}trace"] = interactive_runs.trace(chart)
         trace_slot = ChartSlot(
             f"v{number}trace", "Traces", _trace_summary(chart), _trace_caption(chart)
         )

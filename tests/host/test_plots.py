@@ -16,10 +16,12 @@ import pytest
 from matplotlib.text import Text
 
 from host.errors import UserError
-from host.report import charts, interactive, static
-from host.report.charts import PLOT_TYPES, envelope, without_gaps
+from host.report import charts, interactive, interactive_runs, static
+from host.report.charts import PLOT_TYPES
 from host.report.labels import place_labels
-from host.report.page import numbering
+from host.report.lines import drawn_line, envelope, without_gaps
+from host.report.marks import numbering, short_name
+from host.report.static_frame import STYLE
 from quant.figures import Provenance
 
 _spec = importlib.util.spec_from_file_location(
@@ -54,7 +56,7 @@ def texts_of(figure):
 @pytest.mark.parametrize("kind", PLOT_TYPES)
 def test_no_label_is_cut_off_or_covered(kind, count):
     session = rows.session(count, awkward=count == 12)
-    with mpl.rc_context(static._STYLE):
+    with mpl.rc_context(STYLE):
         figure = static.draw_plot(session, kind)
         texts = texts_of(figure)
     width, height = figure.canvas.get_width_height()
@@ -77,7 +79,7 @@ def test_no_label_is_cut_off_or_covered(kind, count):
 @pytest.mark.parametrize("kind", ["pareto", "bars", "radar", "heatmap"])
 def test_a_predicted_figure_among_measured_ones_is_announced(kind):
     session = rows.session(3, Provenance.MEASURED)
-    with mpl.rc_context(static._STYLE):
+    with mpl.rc_context(STYLE):
         plain = " ".join(t for t, _ in texts_of(static.draw_plot(session, kind)))
         guess = replace(session.runs[1].figures["latency_ms"], provenance=Provenance.PREDICTED)
         runs = (session.runs[0], rows.with_figure(session.runs[1], guess), session.runs[2])
@@ -119,9 +121,9 @@ def test_plotly_accepts_every_figure(count):
         *(interactive.bars(bars, i, numbers) for i in range(len(bars.axes))),
         *(interactive.radar(radar, i) for i in range(count)),
         interactive.heatmap(heat, numbers),
-        *(interactive.layers(c) for c in charts.layers(session)),
-        *(interactive.trace(c) for c in charts.traces(session)),
-        interactive.timeline(charts.timelines(session), numbers),
+        *(interactive_runs.layers(c) for c in charts.layers(session)),
+        *(interactive_runs.trace(c) for c in charts.traces(session)),
+        interactive_runs.timeline(charts.timelines(session), numbers),
     ]
     for chart in drawn:
         # go.Figure refuses unknown properties and values; colours are resolved by the page.
@@ -209,6 +211,22 @@ def test_pauses_between_blocks_are_cut():
     line = shown.traces[0]
     assert np.isnan(line.values).sum() == 1
     assert np.all(np.diff(line.t_s) > 0)
+
+
+def test_no_line_where_nobody_sampled():
+    t_s = np.concatenate([np.arange(0, 1, 0.01), np.arange(3, 4, 0.01)])
+    trace = charts.Trace("p", "mW", Provenance.MEASURED, t_s, np.ones_like(t_s))
+    line_t, line = drawn_line(trace, 500)
+    assert np.isnan(line).sum() == 1
+    assert 1 < line_t[np.isnan(line)][0] < 3
+
+
+def test_shortened_names_stay_different():
+    names = [f"int8[calibration-method={m}]" for m in ("percentile", "entropy", "mse")]
+    short = [short_name(name, 20) for name in names]
+    assert len(set(short)) == 3
+    assert all(len(name) <= 20 for name in short)
+    assert short_name("int8", 20) == "int8"
 
 
 def test_labels_avoid_points_and_each_other():
