@@ -153,7 +153,10 @@ def round_layer(
         scale, q = second_order_batched(weight, hessian, bits)
         encoding = _encoding(layer, data, scale.astype(np.float32), bits, 0, per_channel)
         return encoding, from_matrix(layer, q, data.shape).astype(encoding.numpy_dtype)
-    steps, smallest = (SEARCH_STEPS, SMALLEST_FRACTION) if options.search else (1, 1.0)
+    # At 8 bits clipping buys little, and what the calibration never showed would pay for it.
+    steps, smallest = SEARCH_STEPS, SMALLEST_FRACTION if bits < 8 else 0.8
+    if not options.search:
+        steps, smallest = 1, 1.0
     scale = search_scale(
         weight,
         hessian,

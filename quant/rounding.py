@@ -19,6 +19,7 @@ Array = np.ndarray[Any, Any]
 
 DAMPING = 0.01  # share of the mean diagonal added to a Hessian (GPTQ, Frantar et al. 2023)
 _BLOCK = 64
+_FLOAT32_NOISE = 1e-5  # relative error of a sum of float32 products, with a margin
 SEARCH_STEPS = 24
 SMALLEST_FRACTION = 0.35
 
@@ -49,13 +50,14 @@ class Moments:
     def hessian(self, *, centred: bool, damping: float = DAMPING) -> Array:
         """(groups, depth, depth) float64, damped, positive definite."""
         h = self.second.astype(np.float64) / max(self.n, 1)
+        noise = _FLOAT32_NOISE * np.einsum("gkk->gk", h).mean(1)  # what centring may leave
         if centred:
             mean = self.mean
             h -= mean[:, :, None] * mean[:, None, :]
         diagonal = np.einsum("gkk->gk", h)
         level = np.maximum(diagonal.mean(1), 1e-12)
         h[:, np.arange(self.depth), np.arange(self.depth)] = (
-            np.maximum(diagonal, 0.0) + damping * level[:, None]
+            np.maximum(diagonal, 0.0) + (damping * level + noise)[:, None]
         )
         return h
 

@@ -84,6 +84,11 @@ def check(model: Model, *, arch: int = 75, target: str = "hexagon") -> list[Find
     return findings
 
 
+def unsupported(model: Model, *, arch: int = 75) -> list[Finding]:
+    """Nodes of a float or exported graph that HTP cannot run at all."""
+    return [f for node in model.ir.graph for f in _operator(node, arch)]
+
+
 def require(model: Model, *, arch: int = 75, target: str = "hexagon") -> None:
     """Raise UserError naming the first error and how many there are."""
     errors = [f for f in check(model, arch=arch, target=target) if f.severity == "error"]

@@ -8,7 +8,7 @@ from quant import calibrate
 from quant.errors import UserError
 from quant.methods.base import Method, Quantized
 from quant.methods.int8 import check_activation_bits
-from quant.pipeline import Pipeline, run
+from quant.pipeline import Pipeline, check_target, run
 from quant.task import Task
 
 
@@ -23,12 +23,14 @@ class Int4Options:
     activation_bits: int = 16
     calibration_method: str = "min-max"
     percentile: float = calibrate.DEFAULT_PERCENTILE
+    optimize_for: str = "hexagon"
     block_size: int = 0
     keep_8bit_share: float = 0.1
 
     def __post_init__(self) -> None:
         check_activation_bits(self.activation_bits)
         calibrate.RangeOptions(self.calibration_method, self.percentile)
+        check_target(self.optimize_for, 4, self.activation_bits)
         if not 0.0 <= self.keep_8bit_share < 1.0:
             raise UserError(f"keep-8bit-share {self.keep_8bit_share} is not in [0, 1).")
         size = self.block_size
@@ -50,6 +52,7 @@ def apply(state: Quantized, task: Task, options: Int4Options) -> Quantized:
             activation_bits=options.activation_bits,
             calibration_method=options.calibration_method,
             percentile=options.percentile,
+            optimize_for=options.optimize_for,
             block_size=options.block_size,
             level=3,
             keep_share=options.keep_8bit_share,

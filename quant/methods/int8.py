@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from quant import calibrate
 from quant.errors import UserError
 from quant.methods.base import Method, Quantized
-from quant.pipeline import Pipeline, run
+from quant.pipeline import Pipeline, check_target, run
 from quant.task import Task
 
 
@@ -18,10 +18,12 @@ class Int8Options:
     activation_bits: int = 8
     calibration_method: str = "min-max"
     percentile: float = calibrate.DEFAULT_PERCENTILE
+    optimize_for: str = "hexagon"
 
     def __post_init__(self) -> None:
         check_activation_bits(self.activation_bits)
         calibrate.RangeOptions(self.calibration_method, self.percentile)
+        check_target(self.optimize_for, 8, self.activation_bits)
 
 
 def check_activation_bits(bits: int) -> None:
@@ -38,6 +40,7 @@ def apply(state: Quantized, task: Task, options: Int8Options) -> Quantized:
             activation_bits=options.activation_bits,
             calibration_method=options.calibration_method,
             percentile=options.percentile,
+            optimize_for=options.optimize_for,
         ),
     )
 

@@ -12,7 +12,7 @@ from quant import calibrate
 from quant.errors import UserError, unknown_name
 from quant.methods.base import Method, Quantized
 from quant.methods.int8 import check_activation_bits
-from quant.pipeline import Pipeline, run
+from quant.pipeline import Pipeline, check_target, run
 from quant.task import Task
 
 GRANULARITIES = ("per-tensor", "per-channel")
@@ -23,8 +23,8 @@ class PerChannelOptions:
     """weight_method, activation_method: per-tensor or per-channel.
 
     Per-channel activations do not exist on HTP: the channels' scales are folded into the
-    neighbouring weights. optimize_zero_points: search both ends of an activation's range, else
-    only its width. optimization_level: 0 to 3.
+    neighbouring weights. optimize_zero_points: search both ends of each activation's range for
+    the least squared error, instead of its minimum and maximum. optimization_level: 0 to 3.
     """
 
     weight_method: str = "per-channel"
@@ -35,10 +35,14 @@ class PerChannelOptions:
     weight_bits: int = 8
     calibration_method: str = "min-max"
     percentile: float = calibrate.DEFAULT_PERCENTILE
+    optimize_for: str = "hexagon"
 
     def __post_init__(self) -> None:
         check_activation_bits(self.activation_bits)
         calibrate.RangeOptions(self.calibration_method, self.percentile)
+        if self.weight_bits not in (4, 8):
+            raise UserError(f"weight-bits {self.weight_bits} is not 4 or 8.")
+        check_target(self.optimize_for, self.weight_bits, self.activation_bits)
         for value in (self.weight_method, self.activation_method):
             if value not in GRANULARITIES:
                 raise unknown_name("granularity", value, GRANULARITIES)
@@ -47,6 +51,8 @@ class PerChannelOptions:
 
 
 def apply(state: Quantized, task: Task, options: PerChannelOptions) -> Quantized:
+    searched = options.optimize_zero_points and options.calibration_method == "min-max"
+    method = "mse" if searched else options.calibration_method
     return run(
         state,
         task,
@@ -56,8 +62,10 @@ def apply(state: Quantized, task: Task, options: PerChannelOptions) -> Quantized
             per_channel=options.weight_method == "per-channel",
             level=options.optimization_level,
             smooth=options.optimization_level >= 2,
-            calibration_method=options.calibration_method,
+            equalize=options.optimization_level >= 2 or options.activation_method == "per-channel",
+            calibration_method=method,
             percentile=options.percentile,
+            optimize_for=options.optimize_for,
         ),
     )
 
