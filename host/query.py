@@ -15,7 +15,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from host.errors import UserError
 from host.store import Store
@@ -103,7 +102,10 @@ def render(table: pa.Table, style: str) -> str:
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd")
+    # Imported here: a tenth of a second that other formats need not wait.
+    from pyarrow import parquet
+
+    parquet.write_table(table, path, compression="zstd")
 
 
 def cell_text(value: object) -> str:
