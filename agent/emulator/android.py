@@ -24,6 +24,7 @@ _TOYBOX = """
     sha256sum sleep sort split stat stty sync tail tar tee test timeout touch tr true truncate
     uname uniq uptime wc which xargs
 """
+PACKAGES = Path(__file__).parents[2]  # where the package `agent` lies
 COMMANDS_FILE = Path("system/lib/android_commands.py")
 
 
@@ -91,3 +92,18 @@ def _system_bin(root: Path) -> None:
         script = bin_dir / name
         script.write_text(f'#!/system/bin/sh\nexec {python} -ISB "/{COMMANDS_FILE}" {name} "$@"\n')
         script.chmod(0o755)
+    # The stand-in of the SDK's tool needs the agent's code, which is nowhere else on the device.
+    code = root / "system/lib/qhost"
+    for package in ("agent", "protos"):
+        shutil.copytree(
+            PACKAGES / package,
+            code / package,
+            ignore=shutil.ignore_patterns("__pycache__"),
+            dirs_exist_ok=True,
+        )
+    tool = bin_dir / "qnn-net-run"
+    tool.write_text(
+        f"#!/system/bin/sh\nPYTHONPATH=/{code.relative_to(root)} PYTHONDONTWRITEBYTECODE=1 "
+        f'exec {python} -P -m agent.emulator.android_qnn "$@"\n'
+    )
+    tool.chmod(0o755)

@@ -98,6 +98,11 @@ class OrtQnnRuntime:
         result: dict[str, Array] = self._call("outputs", dict(feed))
         return result
 
+    def inputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> onnxruntime's type name and shape, of the context that is loaded."""
+        found: dict[str, tuple[str, tuple[int, ...]]] = self._call("inputs")
+        return found
+
     def first_inference(self, feed: Feed) -> float:
         return float(self._call("first_inference", dict(feed)))
 
@@ -243,6 +248,9 @@ class _Session:
     def outputs(self, feed: dict[str, Array]) -> dict[str, Array]:
         names = [o.name for o in self._session.get_outputs()]
         return dict(zip(names, self._run(feed), strict=True))
+
+    def inputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        return {i.name: (i.type, tuple(i.shape)) for i in self._session.get_inputs()}
 
     def first_inference(self, feed: dict[str, Array]) -> float:
         started = time.perf_counter()
