@@ -69,7 +69,7 @@ def optimize_artifact(
         raise UserError(
             f"{artifact.path} holds contexts with sparse weight compression, which the search "
             "cannot keep.",
-            "Optimize first, then compile the result with --htp-sparse-compression.",
+            "Give an artifact that was compiled without --htp-sparse-compression.",
         )
     goldens = artifact.goldens(artifact.socs[0])
     if not goldens:
@@ -227,6 +227,7 @@ def _write(
             soc: device_model_block(model_onnx, get_soc(soc), c)
             for soc, c in chosen.compiled.items()
         },
+        "notes": _notes(artifact.manifest["notes"], chosen, why),
         "optimization": {
             "objectives": {o.name: o.what for o in objectives},
             "why": why,
@@ -234,3 +235,10 @@ def _write(
         },
     }
     return write_members(output, manifest, members)
+
+
+def _notes(given: Sequence[str], chosen: Trial, why: str) -> list[str]:
+    notes = [*given, f"optimized: {why}"]
+    if chosen.candidate.rewritten:
+        notes.append("quality was evaluated before the graph was rewritten")
+    return notes

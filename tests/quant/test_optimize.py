@@ -63,6 +63,7 @@ def test_strips_end_the_spilling(spilling, tmp_path):
     # The artifact says what was tried, and its goldens are those of the new context.
     stored = open_artifact(tmp_path / "o.qnn")
     assert stored.manifest["optimization"]["why"] == done.why
+    assert stored.manifest["notes"][-1] == "quality was evaluated before the graph was rewritten"
     verdicts = [t["verdict"] for t in stored.manifest["optimization"]["trials"]]
     assert sum(v.startswith("chosen") for v in verdicts) == 1
     ((feed, old),) = spilling.goldens("sm8650")
