@@ -182,7 +182,9 @@ def _traces(data: RunData, start_ns: int, source: Provenance) -> tuple[Trace, ..
     """Power, the hottest temperature, and the NPU's clock: what explains a run."""
     found = []
     if (power := choose_power(data.channels, data.samples)) is not None:
-        found.append(_trace(power.method, "mW", source, power.t_ns, power.mw, start_ns))
+        # How it was read stands in the fingerprint.
+        name = power.method.split(" (")[0]
+        found.append(_trace(name, "mW", source, power.t_ns, power.mw, start_ns))
     for kind in ("temperature", "frequency"):
         sampled = [
             c
