@@ -206,7 +206,9 @@ class AgentService(agent_pb2_grpc.AgentServicer):  # type: ignore[misc,unused-ig
                 while (data := self._spool.read(seq)) is not None:
                     yield pb.Batch.FromString(data)
                     seq += 1
-                seq = max(seq, self._spool.first_seq)
+                if seq < (oldest := self._spool.first_seq):
+                    seq = oldest  # another call has acknowledged what was next here
+                    continue
                 await more.wait()
         finally:
             cancel()

@@ -59,7 +59,7 @@ def test_a_board_is_silicon_when_everything_fits(tmp_path):
         (
             {
                 "system/build.prop": "ro.qhost.emulated=1\nro.qhost.soc=sm8650\nro.serialno=E\n"
-                "ro.build.id=E\nro.qhost.time_factor=1"
+                "ro.build.id=E\nro.qhost.time_factor=1\nro.qhost.personality=board"
             },
             "aarch64",
         ),
