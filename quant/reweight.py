@@ -176,4 +176,5 @@ def with_codes(
     final = final.updated({}, integers)
     stored = {n: final.tensors[n].dequantize(q) for n, q in integers.items()}
     report = with_layers(replace(state, model=biased, plan=final))
-    return replace(report, model=replace_weights(biased, stored))
+    model = replace_weights(biased, stored)
+    return replace(report, model=model, teacher=state.teacher or state.model)

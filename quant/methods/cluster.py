@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from quant import codebook
+from quant.datasets import load_dataset
 from quant.encoding import Array, Encoding
 from quant.errors import UserError, unknown_name
 from quant.graph import array_of, initializer_uses, name_of
@@ -25,6 +26,8 @@ from quant.reweight import (
 )
 from quant.rewrite import replace_weights
 from quant.task import Task
+from quant.train import require
+from quant.train.fit import Training, fit
 
 TARGETS = ("hexagon", "float")
 _ZERO_SHARE = 0.1  # a weight with this share of exact zeros was pruned: its zeros stay
@@ -47,20 +50,47 @@ class ClusterOptions:
     activation_bits: int = field(
         default=8, metadata={"help": "Of the int8 plan, where no step before made one."}
     )
+    fine_tune: bool = field(
+        default=False, metadata={"help": "Train the levels; which weight has which level stays."}
+    )
+    fine_tune_dataset: str = field(
+        default="task", metadata={"help": "As --train-dataset of qat; used with --fine-tune."}
+    )
+    epochs: int = field(default=4, metadata={"help": "Of fine-tuning."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of fine-tuning, relative."})
+    batch_size: int = field(default=16, metadata={"help": "Of fine-tuning."})
+    seed: int = field(default=0, metadata={"help": "Of fine-tuning: the order of samples."})
 
     def __post_init__(self) -> None:
+        self.training()
+        if self.fine_tune and self.optimize_for == "float":
+            raise UserError(
+                "fine-tune trains levels on the integer grid, not float ones.",
+                "Leave optimize-for at hexagon.",
+            )
         check_activation_bits(self.activation_bits)
         if not 8 <= self.clusters <= 256:
             raise UserError(f"clusters {self.clusters} is not in 8 to 256.")
         if self.optimize_for not in TARGETS:
             raise unknown_name("target of cluster", self.optimize_for, TARGETS)
 
+    def training(self) -> Training:
+        return Training(self.epochs, self.learning_rate, self.batch_size, seed=self.seed)
+
 
 def apply(state: Quantized, task: Task, options: ClusterOptions) -> Quantized:
     if options.optimize_for == "float":
         return _cluster_float(state, options)
-    state = planned(state, task, options.activation_bits)
-    return with_download_note(_cluster_codes(state, task, options), options.clusters)
+    if options.fine_tune:
+        require("cluster with fine-tune")
+        data = load_dataset(options.fine_tune_dataset, state.model, task)
+    original = state.teacher or state.model
+    state = _cluster_codes(planned(state, task, options.activation_bits), task, options)
+    if options.fine_tune:
+        fitted = fit(state, original, task, data, options.training())
+        note = fitted.note("cluster fine-tuned")
+        state = replace(fitted.state, notes=(*fitted.state.notes, note))
+    return with_download_note(state, options.clusters)
 
 
 def _cluster_codes(state: Quantized, task: Task, options: ClusterOptions) -> Quantized:

@@ -101,8 +101,10 @@ def quantize(model: Model, task: Task, variant: Variant) -> Quantized:
     group in the order written: a plan made later would round away zeros and codebooks.
     """
     state = Quantized(simplify(model))
+    original = state.model
     for step in sorted(variant.steps, key=lambda s: bool(_row(s.method).reweights)):
         state = _row(step.method).apply(state, task, step.options)
+        state = dataclasses.replace(state, teacher=original)
     return state
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from quant.channels import find_groups, remove_channels
 from quant.codebook import nearest
+from quant.datasets import load_dataset
 from quant.encoding import Array, Encoding
 from quant.errors import UserError, unknown_name
 from quant.graph import array_of
@@ -33,9 +35,12 @@ from quant.reweight import (
 )
 from quant.rounding import Moments
 from quant.task import Task
+from quant.train import require
+from quant.train.fit import Training, fit
 
 PRUNING_METHODS = ("magnitude", "structured", "weight_importance")
 SCHEDULES = ("linear", "cubic", "exponential")
+_STAGES = 3
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,25 @@ class SparseOptions:
     activation_bits: int = field(
         default=8, metadata={"help": "Of the int8 plan, where no step before made one."}
     )
+    fine_tune: bool = field(
+        default=False, metadata={"help": "Train what stays, in stages of rising sparsity."}
+    )
+    fine_tune_dataset: str = field(
+        default="task", metadata={"help": "As --train-dataset of qat; used with --fine-tune."}
+    )
+    pruning_schedule: str = field(
+        default="cubic",
+        metadata={"help": "linear, cubic or exponential rise over the stages of fine-tuning."},
+    )
+    epochs: int = field(default=4, metadata={"help": "Of fine-tuning, over all stages."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of fine-tuning, relative."})
+    batch_size: int = field(default=16, metadata={"help": "Of fine-tuning."})
+    seed: int = field(default=0, metadata={"help": "Of fine-tuning: the order of samples."})
 
     def __post_init__(self) -> None:
+        self.training(self.epochs)
+        if self.pruning_schedule not in SCHEDULES:
+            raise unknown_name("pruning schedule", self.pruning_schedule, SCHEDULES)
         check_sparsity(self.sparsity)
         check_activation_bits(self.activation_bits)
         if self.pruning_method not in PRUNING_METHODS:
@@ -70,10 +92,55 @@ class SparseOptions:
                 "Leave structured-pattern out, or choose magnitude or weight_importance.",
             )
 
+    def training(self, epochs: int) -> Training:
+        return Training(epochs, self.learning_rate, self.batch_size, seed=self.seed)
+
 
 def apply(state: Quantized, task: Task, options: SparseOptions) -> Quantized:
+    structured = options.pruning_method == "structured"
+    prune = prune_channels if structured else prune_weights
+    original = state.teacher or state.model
+    if not options.fine_tune:
+        state = planned(state, task, options.activation_bits)
+        return prune(state, task, options, options.sparsity, "no fine-tuning took place")
+    require("sparse with fine-tune")
+    data = load_dataset(options.fine_tune_dataset, state.model, task)
     state = planned(state, task, options.activation_bits)
-    return prune_weights(state, task, options)
+    stages = schedule(options)
+    told = state.notes
+    share, extra = divmod(options.epochs, len(stages))
+    for k, sparsity in enumerate(stages):
+        last = k == len(stages) - 1
+        # The last stage learns longest: it alone has the final zeros.
+        epochs = share + (extra if last else 0)
+        pruned = prune(state, task, options, sparsity, "then fine-tuned")
+        if epochs:
+            fitted = fit(pruned, original, task, data, options.training(epochs))
+            pruned = replace(fitted.state, notes=(*pruned.notes, fitted.note("sparse fine-tuned")))
+        told = (*told, *pruned.notes[len(state.notes) :]) if last else told
+        state = replace(pruned, notes=told if last else state.notes)
+    return state
+
+
+def schedule(options: SparseOptions) -> list[float]:
+    """Sparsity at the end of each stage, the last one the wanted.
+
+    A pattern and the removal of channels have one stage.
+    """
+    one = options.structured_pattern != "none" or options.pruning_method == "structured"
+    stages = 1 if one else min(_STAGES, options.epochs)
+    s = options.sparsity
+    out = []
+    for k in range(1, stages + 1):
+        t = k / stages
+        out.append(
+            {
+                "linear": s * t,
+                "cubic": s * (1 - (1 - t) ** 3),  # Zhu and Gupta 2017
+                "exponential": 1 - (1 - s) ** t,
+            }[options.pruning_schedule]
+        )
+    return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +157,13 @@ class _Candidate:
     taps: int
 
 
-def prune_weights(state: Quantized, task: Task, options: SparseOptions) -> Quantized:
-    """One-shot pruning with the second-order update of what stays."""
+def prune_weights(
+    state: Quantized, task: Task, options: SparseOptions, sparsity: float, after_that: str
+) -> Quantized:
+    """One-shot pruning with the second-order update of what stays.
+
+    after_that: what the note says of fine-tuning.
+    """
     pattern = parse_pattern(options.structured_pattern)
     shapes: dict[str, tuple[int, ...]] = {}
     skipped: list[str] = []
@@ -106,12 +178,12 @@ def prune_weights(state: Quantized, task: Task, options: SparseOptions) -> Quant
         if options.layer_wise_sparsity
         else {}
     )
-    shares = dict.fromkeys(shapes, options.sparsity)
+    shares = dict.fromkeys(shapes, sparsity)
     if options.pruning_method == "weight_importance" and pattern is None:
         free = [n for n in shapes if n not in given]
         if free:
-            shares |= layer_sparsities(_relative_errors(state, task, set(free)), options.sparsity)
-    shares |= given
+            shares |= layer_sparsities(_relative_errors(state, task, set(free)), sparsity)
+    shares |= {name: value * sparsity / options.sparsity for name, value in given.items()}
     codes: dict[str, Array] = {}
     biases: dict[str, Array] = {}
     for layer, moments in input_moments(state.model, task):
@@ -135,7 +207,31 @@ def prune_weights(state: Quantized, task: Task, options: SparseOptions) -> Quant
             "A pattern n:m needs input channels that are a multiple of m, and no depthwise layer.",
         )
     pruned = with_codes(state, codes, biases)
-    return replace(pruned, notes=(*pruned.notes, _note(pruned, list(codes), skipped, pattern)))
+    return replace(
+        pruned, notes=(*pruned.notes, _note(pruned, list(codes), skipped, pattern, after_that))
+    )
+
+
+def prune_channels(
+    state: Quantized, task: Task, options: SparseOptions, sparsity: float, after_that: str
+) -> Quantized:
+    """Whole channels removed from the graph; arguments as prune_weights."""
+    shares: dict[str, float] = {}
+    if options.layer_wise_sparsity:
+        known = {g.producer.weight: g for g in find_groups(state)}
+        shares = read_layer_sparsities(options.layer_wise_sparsity, known)
+    pruned, sizes = remove_channels(state, task, sparsity, shares)
+    before, after = (sum(s[k] for s in sizes.values()) for k in (0, 1))
+    weights = [
+        sum(array_of(v).size for v in s.model.ir.graph.initializers.values())
+        for s in (state, pruned)
+    ]
+    note = (
+        f"sparse: {before - after} of {before} channels removed in {len(sizes)} layers, "
+        f"{weights[1]:,} of {weights[0]:,} weights left; the readers' weights took over by least "
+        f"squares; {after_that}"
+    )
+    return replace(pruned, notes=(*pruned.notes, note))
 
 
 def _layers(state: Quantized) -> list[tuple[Layer, tuple[int, ...]]]:
@@ -206,12 +302,18 @@ def achieved(state: Quantized, names: list[str]) -> float:
     return zeros / max(sum(state.plan.codes[n].size for n in names), 1)
 
 
-def _note(state: Quantized, names: list[str], skipped: list[str], pattern: Pattern | None) -> str:
+def _note(
+    state: Quantized,
+    names: list[str],
+    skipped: list[str],
+    pattern: Pattern | None,
+    after_that: str,
+) -> str:
     how = f"{pattern.n}:{pattern.m} along input channels" if pattern else "unstructured"
     left = f"; not eligible, left dense: {', '.join(skipped)}" if skipped else ""
     return (
         f"sparse: {achieved(state, names):.1%} zeros in {len(names)} layers, {how}, one-shot with "
-        f"a second-order update of the remaining weights; no fine-tuning took place{left}"
+        f"a second-order update of the remaining weights; {after_that}{left}"
     )
 
 

@@ -1,0 +1,380 @@
+"""The training loop: from one quantized state to a better one, the same each time.
+
+Seeds are fixed and one thread sums in one order, so a training gives the same result on the same
+machine, also when it was killed and went on from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quant.archive import replacing
+from quant.cache import code_fingerprint
+from quant.datasets import Dataset
+from quant.errors import UserError, unknown_name
+from quant.methods.base import Quantized
+from quant.model import Model, TensorSpec
+from quant.npz import load_npz, npz_bytes
+from quant.task import Task
+from quant.train import require, session
+from quant.train.graph import TorchGraph
+from quant.train.parameters import Parameters, Trained
+
+Array = np.ndarray[Any, Any]
+Tensor = Any
+
+LOSSES = ("auto", "labels", "distill")
+CLASS_METRICS = {"top1", "top5", "perplexity", "token_top1"}
+_WARM_UP = 0.05  # share of the steps in which the rate rises
+_BETAS, _EPSILON = (0.9, 0.99), 1e-8
+_HELD_OUT = 8  # one sample in so many judges the result and is not trained on
+_FEWEST_HELD_OUT, _MOST_HELD_OUT = 16, 256
+
+
+@dataclass(frozen=True)
+class Training:
+    """learning_rate: per step, relative to the size of what is trained (see parameters.py)."""
+
+    epochs: int = 4
+    learning_rate: float = 1e-3
+    batch_size: int = 32
+    loss: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UserError(f"epochs {self.epochs} is not 1 or more.")
+        if not 0.0 < self.learning_rate <= 1.0:
+            raise UserError(
+                f"learning-rate {self.learning_rate:g} is not above 0 and at most 1.",
+                "It is relative to the weights' size: 0.001 is a good start.",
+            )
+        if self.batch_size < 1:
+            raise UserError(f"batch-size {self.batch_size} is not 1 or more.")
+        if self.loss not in LOSSES:
+            raise unknown_name("loss", self.loss, LOSSES)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The state after training; losses on the held-out samples before and after."""
+
+    state: Quantized
+    before: float
+    after: float
+    steps: int
+    samples: int
+    labelled: bool
+
+    @property
+    def kept(self) -> bool:
+        return self.after < self.before
+
+    def note(self, what: str) -> str:
+        taught = "labels and the float model" if self.labelled else "the float model's outputs"
+        text = (
+            f"{what}: {self.steps} steps on {self.samples} samples, taught by {taught}; "
+            f"held-out loss {self.before:.4g} -> {self.after:.4g}"
+        )
+        return text if self.kept else f"{text}: no gain, the model before training was kept"
+
+
+def fit(
+    state: Quantized,
+    teacher: Model,
+    task: Task,
+    data: Dataset,
+    options: Training,
+    trained: Trained | None = None,
+) -> Fitted:
+    """Train `state` on `data` and return the better of before and after on held-out samples.
+
+    teacher: the float model whose outputs are the target; labels are used besides where the
+    dataset has them and the task's metric reads classes. Raises UserError for a missing torch, an
+    operator without a torch form, labels that are asked for and missing.
+    """
+    require("Training")
+    labelled = uses_labels(data, task, options.loss)
+    with _deterministic(options.seed):
+        return _fit(state, teacher, task, data, options, trained or Trained(), labelled)
+
+
+def uses_labels(data: Dataset, task: Task, loss: str) -> bool:
+    classes = task.metric is None or task.metric.name in CLASS_METRICS
+    if loss == "labels" and data.labels is None:
+        raise UserError(
+            f"Training data {data.name} has no labels, and loss=labels needs them.",
+            "Add an array `labels`, or train with loss=distill.",
+        )
+    if loss == "labels" and not classes:
+        raise UserError(
+            f"loss=labels needs class labels, and {data.name} is judged by another metric.",
+            "Train with loss=distill.",
+        )
+    return loss != "distill" and data.labels is not None and classes
+
+
+@contextlib.contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    state = torch.get_rng_state()
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+
+
+def batch_of(specs: tuple[TensorSpec, ...], data: Dataset, rows: Array) -> dict[str, Tensor]:
+    """Feeds of these samples, laid side by side along each input's leading dimension."""
+    import torch
+
+    out = {}
+    for spec in specs:
+        picked = data.inputs[spec.name][rows].astype(spec.dtype, copy=False)
+        lead = spec.shape[0] if spec.shape else 1
+        shape = (len(rows) * lead, *spec.shape[1:])
+        out[spec.name] = torch.from_numpy(np.ascontiguousarray(picked.reshape(shape)))
+    return out
+
+
+class _Loss:
+    """Distance of a batch's outputs from the teacher's, and from the labels where there are any."""
+
+    def __init__(self, model: Model, task: Task, labelled: bool) -> None:
+        self.outputs = [o for o in model.outputs if np.dtype(o.dtype).kind == "f"]
+        names = CLASS_METRICS if task.metric is not None else set()
+        typed = task.model_type in {"vision", "text_generation"}
+        self.classes = task.metric.name in names if task.metric is not None else typed
+        self.labelled = labelled
+
+    def __call__(
+        self, outputs: Mapping[str, Tensor], target: Mapping[str, Tensor], labels: Tensor | None
+    ) -> Tensor:
+        import torch
+        from torch.nn import functional
+
+        terms = []
+        for k, spec in enumerate(self.outputs):
+            y, t = outputs[spec.name], target[spec.name]
+            if k == 0 and self.classes and y.shape[-1] > 1:
+                width = y.shape[-1]
+                log_y = functional.log_softmax(y.reshape(-1, width), -1)
+                log_t = functional.log_softmax(t.reshape(-1, width), -1)
+                terms.append(
+                    functional.kl_div(log_y, log_t, log_target=True, reduction="batchmean")
+                )
+                if labels is not None:
+                    flat = labels.reshape(-1)
+                    terms.append(0.5 * functional.nll_loss(log_y, flat, ignore_index=-100))
+            else:
+                terms.append(torch.mean((y - t) ** 2) / (t.var(unbiased=False) + 1e-12))
+        return torch.stack(terms).sum()
+
+
+class _Trainer:
+    def __init__(
+        self,
+        state: Quantized,
+        teacher: Model,
+        task: Task,
+        data: Dataset,
+        options: Training,
+        trained: Trained,
+        labelled: bool,
+    ) -> None:
+        self.data, self.options = data, options
+        self.parameters = Parameters(state, trained)
+        self.specs = state.model.inputs
+        self.student = TorchGraph(state.model)
+        self.teacher = TorchGraph(teacher)
+        self.loss = _Loss(state.model, task, labelled)
+        order = np.random.default_rng(options.seed).permutation(len(data))
+        held = int(np.clip(len(data) // _HELD_OUT, _FEWEST_HELD_OUT, _MOST_HELD_OUT))
+        held = held if len(data) >= 2 * _FEWEST_HELD_OUT else 0
+        self.held = np.sort(order[:held]) if held else np.arange(len(data))
+        self.rows = np.sort(order[held:])
+        self.batch = min(options.batch_size, len(self.rows))
+        self.steps = options.epochs * math.ceil(len(self.rows) / self.batch)
+        probe = batch_of(self.specs, data, np.arange(min(2, len(data))))
+        if len(data) > 1:
+            self.student.check(probe)
+            self.teacher.check(probe)
+
+    def loss_of(self, rows: Array) -> Tensor:
+        import torch
+
+        feeds = batch_of(self.specs, self.data, rows)
+        labels = None
+        if self.loss.labelled and self.data.labels is not None:
+            labels = torch.from_numpy(self.data.labels[rows].astype(np.int64))
+        with torch.no_grad():
+            target = self.teacher(feeds)
+        outputs = self.student(feeds, self.parameters.initializers(), self.parameters.quantizer)
+        return self.loss(outputs, target, labels)
+
+    def held_out_loss(self) -> float:
+        import torch
+
+        total = 0.0
+        with torch.no_grad():
+            for start in range(0, len(self.held), self.batch):
+                rows = self.held[start : start + self.batch]
+                total += float(self.loss_of(rows)) * len(rows)
+        return total / len(self.held)
+
+    def rows_of(self, step: int) -> Array:
+        per_epoch = math.ceil(len(self.rows) / self.batch)
+        epoch, k = divmod(step, per_epoch)
+        order = np.random.default_rng((self.options.seed, epoch)).permutation(len(self.rows))
+        return self.rows[order[k * self.batch : (k + 1) * self.batch]]
+
+    def rate(self, step: int) -> float:
+        warm = max(1, round(self.steps * _WARM_UP))
+        rise = min(1.0, (step + 1) / warm)
+        return self.options.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def _fit(
+    state: Quantized,
+    teacher: Model,
+    task: Task,
+    data: Dataset,
+    options: Training,
+    trained: Trained,
+    labelled: bool,
+) -> Fitted:
+    import torch
+
+    trainer = _Trainer(state, teacher, task, data, options, trained, labelled)
+    leaves = {k: v for k, v in trainer.parameters.leaves.items() if v.requires_grad}
+    moments = {k: (torch.zeros_like(v), torch.zeros_like(v)) for k, v in leaves.items()}
+    where = session.current()
+    checkpoint = _checkpoint_path(where, state, teacher, task, data, options, trained)
+    start, before = 0, math.nan
+    saved = _read_checkpoint(checkpoint)
+    if saved is not None:
+        trainer.parameters.load({k: saved[f"leaf {k}"] for k in trainer.parameters.leaves})
+        for k, (m, v) in moments.items():
+            m.copy_(torch.from_numpy(saved[f"first {k}"]))
+            v.copy_(torch.from_numpy(saved[f"second {k}"]))
+        start, before = int(saved["step"]), float(saved["before"])
+    else:
+        before = trainer.held_out_loss()
+    last = time.monotonic()
+    for step in range(start, trainer.steps):
+        loss = trainer.loss_of(trainer.rows_of(step))
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        _adam(leaves, gradients, moments, trainer.parameters.rates, trainer.rate(step), step)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"The training loss became {value} at step {step + 1}.", "Lower --learning-rate."
+            )
+        where.progress(step + 1, trainer.steps, value)
+        if checkpoint is not None and time.monotonic() - last >= where.every_s:
+            _write_checkpoint(checkpoint, trainer.parameters, moments, step + 1, before)
+            last = time.monotonic()
+    after = trainer.held_out_loss()
+    result = trainer.parameters.result() if after < before else state
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return Fitted(
+        replace(result, notes=state.notes),
+        before,
+        after,
+        trainer.steps,
+        len(trainer.rows),
+        labelled,
+    )
+
+
+def _adam(
+    leaves: Mapping[str, Tensor],
+    gradients: tuple[Tensor | None, ...],
+    moments: Mapping[str, tuple[Tensor, Tensor]],
+    rates: Mapping[str, float],
+    rate: float,
+    step: int,
+) -> None:
+    """One step of Adam (Kingma and Ba 2015), in place."""
+    import torch
+
+    with torch.no_grad():
+        for (key, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+            if gradient is None:
+                continue
+            first, second = moments[key]
+            first.lerp_(gradient, 1 - _BETAS[0])
+            second.mul_(_BETAS[1]).addcmul_(gradient, gradient, value=1 - _BETAS[1])
+            m = first / (1 - _BETAS[0] ** (step + 1))
+            v = second / (1 - _BETAS[1] ** (step + 1))
+            leaf.sub_(rate * rates[key] * m / (v.sqrt() + _EPSILON))
+
+
+def _checkpoint_path(
+    where: session.Session,
+    state: Quantized,
+    teacher: Model,
+    task: Task,
+    data: Dataset,
+    options: Training,
+    trained: Trained,
+) -> Path | None:
+    """Named by all that decides the training, so that only the same training goes on from it."""
+    if where.folder is None:
+        return None
+    digest = hashlib.sha256(code_fingerprint().encode())
+    metric = task.metric.name if task.metric else None
+    for part in (state.model.fingerprint, teacher.fingerprint, data.fingerprint, str(metric)):
+        digest.update(part.encode() + b"|")
+    digest.update(json.dumps([asdict(options), asdict(trained)], sort_keys=True).encode())
+    for name in sorted(state.plan.tensors):
+        digest.update(name.encode() + np.asarray(state.plan.tensors[name].scale).tobytes())
+    for name in sorted(state.plan.codes):
+        digest.update(name.encode() + np.asarray(state.plan.codes[name]).tobytes())
+    return where.folder / f"{digest.hexdigest()}.npz"
+
+
+def _write_checkpoint(
+    path: Path,
+    parameters: Parameters,
+    moments: Mapping[str, tuple[Tensor, Tensor]],
+    step: int,
+    before: float,
+) -> None:
+    arrays = {f"leaf {k}": v.detach().numpy() for k, v in parameters.leaves.items()}
+    for k, (first, second) in moments.items():
+        arrays |= {f"first {k}": first.numpy(), f"second {k}": second.numpy()}
+    arrays |= {"step": np.array(step), "before": np.array(before)}
+    names = sorted(arrays)
+    indexed = {f"a{i}": arrays[n] for i, n in enumerate(names)}
+    indexed["names"] = np.array(names)
+    with replacing(path) as out:
+        out.write(npz_bytes(indexed))
+
+
+def _read_checkpoint(path: Path | None) -> dict[str, Array] | None:
+    """The arrays of a checkpoint; a damaged one is removed and training begins again."""
+    if path is None or not path.exists():
+        return None
+    try:
+        arrays = load_npz(path, path.name, path.read_bytes())
+        return {str(n): arrays[f"a{i}"] for i, n in enumerate(arrays["names"])}
+    except (UserError, KeyError):
+        path.unlink(missing_ok=True)
+        return None
