@@ -11,7 +11,7 @@ bench: install
 	$(BIN)/qhost bench --device sm8650 --methods all --mock --output-dir qhost-out
 
 test: install-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install-dev
 	$(BIN)/ruff check .
