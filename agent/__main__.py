@@ -158,7 +158,7 @@ def _platform(options: argparse.Namespace, root: Path) -> Platform | None:
             time_factor=phone.time_factor if phone else options.time_factor,
             seed=options.seed,
             phone=phone,
-            personality=PERSONALITIES[options.personality],
+            personality=PERSONALITIES[phone.personality if phone else options.personality],
             signal=options.signal,
         )
     identity = identify(options.device_root)

@@ -105,7 +105,9 @@ def _translating(handler: Handler) -> Handler:
             code = next((c for t, c in _STATUS if isinstance(error, t)), grpc.StatusCode.INTERNAL)
             await context.abort(code, str(error))
         _log.error("call failed", exc_info=error)
-        await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__} in the agent")
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else None
+        what = reason or type(error).__name__  # "No space left on device" tells what to do
+        await context.abort(grpc.StatusCode.INTERNAL, f"{what} in the agent")
 
     if handler.response_streaming:
         inner_stream = handler.unary_stream

@@ -35,6 +35,7 @@ class EmulatedPhone:
         *,
         port: int = 0,
         time_factor: float = 1.0,
+        personality: str = "board",
         faults: Sequence[str] = (),
         data_mb: float | None = None,
         root: Path | None = None,
@@ -46,6 +47,7 @@ class EmulatedPhone:
         command = [sys.executable, "-P", "-m", "agent.emulator.adbd"]
         command += ["--soc", soc, "--port", str(port), "--root", str(self.root)]
         command += ["--time-factor", f"{time_factor:g}", "--log", str(self.log)]
+        command += ["--personality", personality]
         command += [word for fault in faults for word in ("--fault", fault)]
         command += ["--data-mb", f"{data_mb:g}"] if data_mb else []
         command += [] if sandbox else ["--no-sandbox"]

@@ -248,8 +248,13 @@ def _wait_started(device: AdbDevice, pid: str) -> int:
             if line.startswith("{") and '"protocol_version"' in line:
                 return int(json.loads(line)["pid"])
         if not alive:
-            last = log.strip().splitlines()[-1:] or ["it left no message"]
-            raise DeviceError(f"The agent on {device.serial} ended while starting: {last[0]}.")
+            lines = log.strip().splitlines()
+            raise DeviceError(
+                f"The agent on {device.serial} ended while starting: "
+                f"{lines[-1] if lines else 'it left no message'}.",
+                "See 'qhost agent logs'.",
+                transient=not lines,  # killed from outside: it may live the next time
+            )
         if time.monotonic() > deadline:
             device.shell(f"kill -9 {pid}")
             raise DeviceError(

@@ -28,6 +28,7 @@ from agent.emulator.adb.faults import Fault, FaultSyntaxError, Wire
 from agent.emulator.adb.protocol import MAX_PAYLOAD, Connection, Identity, State
 from agent.emulator.adb.services import Services
 from agent.emulator.adb.table import TableRunner
+from agent.emulator.personalities import PERSONALITIES
 from agent.emulator.phone import TREE
 
 log = logging.getLogger("adbd")
@@ -167,6 +168,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--serial", default="")
     parser.add_argument("--time-factor", type=float, default=1.0)
+    parser.add_argument("--personality", choices=sorted(PERSONALITIES), default="board")
     parser.add_argument("--fault", type=_fault, action="append", default=[])
     parser.add_argument("--data-mb", type=float, help="size of /data; default: unbounded")
     parser.add_argument("--no-sandbox", action="store_true", help="use the closed command table")
@@ -187,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     root = options.root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     serial = options.serial or f"qhost-{soc}-{port}"
-    props = android.properties(soc, serial, options.time_factor)
+    props = android.properties(soc, serial, options.time_factor, options.personality)
     android.build_root(root, soc, props)
     refused = "it was asked not to" if options.no_sandbox else sandbox.supported()
     ready = {"port": port, "soc": soc, "serial": serial, "sandbox": not refused}

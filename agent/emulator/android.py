@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent.emulator import android_commands
 from agent.emulator.device import Device
+from agent.emulator.personalities import PERSONALITIES
 from agent.emulator.phone import PROPERTIES, TREE
 from agent.emulator.sysfs import SysfsTree
 
@@ -40,8 +41,8 @@ BOARDS = {
 }
 
 
-def properties(soc: str, serial: str, time_factor: float) -> dict[str, str]:
-    """The `getprop` list of an emulated `soc`; `time_factor` is for the device's clock."""
+def properties(soc: str, serial: str, time_factor: float, personality: str) -> dict[str, str]:
+    """The `getprop` list of an emulated `soc`; the last two are for the device model."""
     part = soc.upper()
     return {
         "ro.product.manufacturer": "qhost",
@@ -64,6 +65,7 @@ def properties(soc: str, serial: str, time_factor: float) -> dict[str, str]:
         "ro.qhost.python": sys.executable,
         "ro.qhost.soc": soc,
         "ro.qhost.time_factor": f"{time_factor:g}",
+        "ro.qhost.personality": personality,
     }
 
 
@@ -74,7 +76,8 @@ def build_root(root: Path, soc: str, props: dict[str, str]) -> None:
     (root / PROPERTIES).write_text("".join(f"{key}={value}\n" for key, value in props.items()))
     _system_bin(root)
     # The device at rest; the agent's device model takes the tree over when it starts.
-    SysfsTree(root / TREE, Device(soc, seed=0)).close()
+    personality = PERSONALITIES[props["ro.qhost.personality"]]
+    SysfsTree(root / TREE, Device(soc, seed=0, personality=personality)).close()
     if not (root / "sys").is_symlink():
         (root / "sys").symlink_to(TREE / "sys")
 

@@ -57,10 +57,21 @@ def _battery(root: Path) -> str:
         f"  level: {_number(base / 'capacity') or 0:.0f}",
         "  scale: 100",
         f"  voltage: {(micro_volts or 0) / 1000:.0f}",
-        f"  temperature: {_number(base / 'temp') or 0:.0f}",
+        f"  temperature: {_battery_tenths(root):.0f}",
         "  technology: Li-ion",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _battery_tenths(root: Path) -> float:
+    """Tenths of a degree, from the gauge or from the thermal zone (in C or mC) of that name."""
+    gauge = _number(root / "sys/class/power_supply/battery/temp")
+    if gauge is not None:
+        return gauge
+    for zone in (root / "sys/class/thermal").glob("thermal_zone*"):
+        if _text(zone / "type") == "battery" and (value := _number(zone / "temp")) is not None:
+            return value / 100 if value > 1000 else value * 10
+    return 0.0
 
 
 def _thermal(root: Path) -> str:

@@ -17,6 +17,7 @@ class Phone:
     serial: str
     build: str
     time_factor: float
+    personality: str
     tree: Path
 
 
@@ -34,5 +35,6 @@ def emulated_phone(device_root: Path) -> Phone | None:
         props["ro.serialno"],
         props["ro.build.id"],
         float(props["ro.qhost.time_factor"]),
+        props["ro.qhost.personality"],
         device_root / TREE,
     )

@@ -66,7 +66,12 @@ class SysfsTree:
     def _open(self, path: str) -> int:
         file = self.root / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            fd = os.open(file, flags, 0o644)
+        except PermissionError:  # a node that an earlier tree here was made to deny
+            file.unlink()
+            fd = os.open(file, flags, 0o644)
         self._fds.append(fd)
         return fd
 

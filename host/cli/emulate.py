@@ -28,6 +28,9 @@ def register(app: typer.Typer) -> None:
         time_factor: Annotated[
             float, typer.Option(help="Device seconds per wall second.", min=1e-3)
         ] = 1.0,
+        personality: Annotated[
+            str, typer.Option(help="Whose quirks the sensors have; see docs/power.md.")
+        ] = "board",
         fault: Annotated[
             list[str] | None,
             typer.Option(
@@ -65,6 +68,7 @@ def register(app: typer.Typer) -> None:
                         soc_id,
                         port=number,
                         time_factor=time_factor,
+                        personality=personality,
                         faults=fault or (),
                         data_mb=data_mb,
                         root=root / str(index) if root and count > 1 else root,

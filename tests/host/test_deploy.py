@@ -204,6 +204,20 @@ def test_a_killed_agent_is_not_taken_for_a_running_one(device: AdbDevice) -> Non
     endpoint.close()
 
 
+def test_personalities_reach_the_agent_and_dumpsys(server: AdbServer) -> None:
+    with EmulatedPhone("sm8650", personality="phone-denied") as phone:
+        device = connected(server, phone)
+        assert "mName" not in device.check("dumpsys thermalservice")  # no zone can be read
+        endpoint = deploy.ensure_agent(device)
+        client = AgentClient(endpoint.address, endpoint.token)
+        said = client.describe()
+        assert said.fingerprint["personality"] == "phone-denied"
+        assert pb.TEMPERATURE not in {channel.kind for channel in said.channels}
+        client.close()
+        endpoint.close()
+        server.disconnect(phone.serial)
+
+
 def test_one_lease_at_a_time(device: AdbDevice) -> None:
     with lease.acquire(device, owner="anna@lab pid 1"):
         held = lease.read(device)
