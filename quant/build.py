@@ -187,6 +187,7 @@ def _build(
         quality={name: quality_json(e) for name, e in evaluations.items()},
         scores={name: e.scores for name, e in evaluations.items()},
         device_model={soc.id: device_model_block(model_onnx, soc, compiled)},
+        htp_options=request.htp,
     )
 
 

@@ -1,7 +1,7 @@
 """Candidates for a better context: compile options and rewrites, tried on the compiler.
 
-Not searched, because measured not to move any of these figures: context priority, the shared
-spill-fill buffer, and folding, fusing or transposing, which the compile session does anyway.
+Not searched, because no effect on these figures is expected: context priority, the shared
+spill-fill buffer, and folding, fusing or transposing, which the compile session is assumed to do.
 """
 
 from __future__ import annotations
