@@ -20,10 +20,10 @@ from host.report.charts import PLOT_TYPES
 from host.report.data import SessionReport
 from host.report.markdown import comparison_markdown
 from host.report.page import report_page
-from host.report.static import save_plot
+from host.report.static import draw_plot
 from host.report.table import session_table
 from host.report.text import column_decimals, interval_text, value_text, wrap_variant
-from host.report.verdict import decide, pareto_front
+from host.report.verdict import decide, pareto_front, with_verdict
 from quant.figures import Figure, Provenance
 
 _spec = importlib.util.spec_from_file_location(
@@ -266,7 +266,7 @@ def odd_sessions():
 
 
 @pytest.mark.parametrize("name", odd_sessions())
-def test_odd_sessions_are_reported_too(name, tmp_path):
+def test_odd_sessions_are_reported_too(name):
     session = odd_sessions()[name]
     for run in session.runs:
         assert run.variant in rendered(session, 100)
@@ -275,7 +275,7 @@ def test_odd_sessions_are_reported_too(name, tmp_path):
     assert document.from_document(json.loads(document.dumps(session))).runs is not None
     for kind in PLOT_TYPES:
         try:
-            save_plot(session, kind, tmp_path / f"{kind}.png")
+            draw_plot(with_verdict(session), kind)
         except UserError as error:
             assert "Nothing to draw" in error.message
     if name == "lower is better":
