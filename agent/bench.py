@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent.artifacts import ArtifactStore, checked_sha256
-from agent.errors import AgentError, BadRequest, Cancelled, Killed
+from agent.errors import AgentError, BadRequest, Cancelled, Killed, SpoolFull
 from agent.platform import Platform
 from agent.runtime import MAX_ITERATIONS
 from agent.segment import SegmentRun, Station
@@ -204,9 +204,9 @@ class Bench:
                     self._end(*job, error)
                     self._running = None
                     self._save_queue()
-                except OSError:
-                    # A full disk: an agent that cannot say how a segment ended must not look
-                    # alive. Dead, it tells the host, and the next one reports the segment.
+                except (SpoolFull, OSError):
+                    # Disk and ballast are full: an agent that cannot say how a segment ended
+                    # must not look alive. Dead, it tells the host, and the next one reports it.
                     _log.exception("cannot write the end of a segment; ending")
                     os.kill(os.getpid(), signal.SIGTERM)
                     break

@@ -7,11 +7,13 @@ the bound takes the records that say so (`reserved=True`: ends of segments).
 
 On disk: `<first seq, 20 digits>.spool`, each record a little-endian header (length u32, crc32 u32,
 seq u64) and its bytes. A record cut short by a kill is recognised by length or crc and removed
-when the spool is opened again. `acked` holds the last acknowledged number.
+when the spool is opened again. `acked` holds the last acknowledged number. `ballast` keeps room
+on a full disk for the ends of segments.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -19,8 +21,8 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from agent.errors import SpoolFull
 
@@ -28,6 +30,7 @@ _HEADER = struct.Struct("<IIQ")
 CAPACITY_BYTES = 256 << 20
 RESERVE_BYTES = 8 << 20
 FILE_BYTES = 4 << 20
+BALLAST_BYTES = 256 << 10
 
 
 @dataclass
@@ -58,12 +61,14 @@ class Spool:
         self._dir = directory
         self._lock = threading.Lock()
         self._files: list[_File] = []
-        self._out: BinaryIO | None = None
+        self._out: FileIO | None = None
         self._listeners: list[Callable[[], None]] = []
         directory.mkdir(parents=True, exist_ok=True)
         self._acked = self._read_acked()
         self._next = self._acked + 1
         self._recover()
+        with contextlib.suppress(OSError):
+            (self._dir / "ballast").write_bytes(bytes(BALLAST_BYTES))
 
     @property
     def next_seq(self) -> int:
@@ -98,12 +103,15 @@ class Spool:
             limit = self.capacity_bytes + (self._reserve if reserved else 0)
             if self._size() + _HEADER.size + len(data) > limit:
                 raise self._full()
-            file = self._writable(seq)
-            assert self._out is not None
-            self._out.write(_HEADER.pack(len(data), zlib.crc32(data), seq) + data)
-            self._out.flush()
+            record = _HEADER.pack(len(data), zlib.crc32(data), seq) + data
+            try:
+                file = self._write(seq, record)
+            except OSError as error:
+                if not (reserved and self._drop_ballast()):
+                    raise SpoolFull(f"the device's disk takes no more: {error.strerror}") from error
+                file = self._write(seq, record)
             file.offsets.append(file.size)
-            file.size += _HEADER.size + len(data)
+            file.size += len(record)
             self._next = seq + 1
             listeners = tuple(self._listeners)
         for listener in listeners:
@@ -177,14 +185,32 @@ class Spool:
     def _size(self) -> int:
         return sum(f.size for f in self._files)
 
-    def _writable(self, seq: int) -> _File:
+    def _write(self, seq: int, record: bytes) -> _File:
+        """Write one record at the end, or leave everything as it was and raise OSError."""
         if self._out is None or self._files[-1].size >= self._file_bytes:
             if self._out is not None:
                 self._out.close()
             file = _File(self._dir / f"{seq:020d}.spool", seq)
-            self._out = file.path.open("xb")
+            self._out = file.path.open("wb", buffering=0)
             self._files.append(file)
-        return self._files[-1]
+        file = self._files[-1]
+        try:
+            written = 0
+            while written < len(record):  # a full disk takes a part, and then nothing
+                written += self._out.write(record[written:])
+        except OSError:
+            self._out.truncate(file.size)
+            self._out.seek(file.size)
+            raise
+        return file
+
+    def _drop_ballast(self) -> bool:
+        """Give up the file that keeps room for the last records on a full disk."""
+        try:
+            (self._dir / "ballast").unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def _read_acked(self) -> int:
         try:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
 import threading
+from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -101,6 +106,62 @@ def test_the_bound_raises_and_keeps_what_is_there(tmp_path):
     assert spool.append(lambda seq: b"%d" % seq, reserved=True) == len(kept) + 1
     spool.ack(kept[-1])
     assert fill(spool, 1) == [len(kept) + 2]
+
+
+@contextmanager
+def disk_full_at(size: int):
+    """No file grows beyond `size`: writes are cut short and then refused, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_loses_nothing_that_was_appended(tmp_path):
+    spool = Spool(tmp_path)
+    with disk_full_at(500), pytest.raises(SpoolFull, match="disk takes no more"):
+        fill(spool, 100)
+    kept = spool.next_seq - 1
+    assert 5 < kept < 30
+    assert fill(spool, 2) == [kept + 1, kept + 2]
+    assert content(spool) == list(range(1, kept + 3))
+    spool.close()
+    assert content(Spool(tmp_path)) == list(range(1, kept + 3))
+
+
+_FULL_DISK = """
+import pathlib, sys
+from agent.errors import SpoolFull
+from agent.spool import Spool
+folder = pathlib.Path(sys.argv[1])
+spool = Spool(folder)
+try:
+    while True:
+        spool.append(lambda seq: b"%d" % seq + bytes(10_000))
+except SpoolFull as error:
+    print(error)
+kept = spool.next_seq
+end = bytes(12_000)
+print(kept == spool.append(lambda seq: end, reserved=True), spool.read(kept) == end)
+print((folder / "ballast").exists(), all(spool.read(i) for i in range(1, kept)))
+"""
+
+
+def test_the_end_of_a_segment_finds_room_on_a_full_disk(tmp_path):
+    """On a file system of 600 kB, in a mount namespace of its own."""
+    script = 'mount -t tmpfs -o size=600k tmpfs "$1" && exec "$2" -c "$0" "$1"'
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, _FULL_DISK,
+         str(tmp_path), sys.executable],
+        capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("this kernel allows no mount namespace")
+    assert done.stdout.splitlines() == [
+        "the device's disk takes no more: No space left on device", "True True", "False True",
+    ], done.stderr  # fmt: skip
 
 
 def test_readers_see_every_record_once_while_a_writer_appends(tmp_path):
