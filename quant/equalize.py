@@ -94,9 +94,9 @@ def _groups(graph: ir.Graph) -> list[_Group]:
             continue
         linked = node.inputs if node.op_type == "Add" else node.inputs[:1]
         if node.op_type in _COMMUTING or (node.op_type == "Add" and _plain_sum(node)):
-            for value in linked:
-                if value is not None and id(value) in values:
-                    parent[id(find(value))] = find(out)
+            for operand in linked:
+                if operand is not None and id(operand) in values:
+                    parent[id(find(operand))] = find(out)
     found: dict[int, _Group] = {}
     for value in values.values():
         group = found.setdefault(id(find(value)), _Group())
@@ -142,7 +142,7 @@ def _depthwise(node: ir.Node) -> bool:
     weight = node.inputs[1]
     assert weight is not None
     shape = array_of(weight).shape
-    return int_attribute(node, "group", 1) == shape[0] and shape[1] == 1
+    return bool(int_attribute(node, "group", 1) == shape[0] and shape[1] == 1)
 
 
 def _readable(node: ir.Node) -> bool:
