@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 import zipfile
 from collections.abc import Mapping
@@ -180,7 +181,7 @@ def _read_parquet(path: Path, model: Model) -> dict[str, Array]:
 def _from_hub(name: str, model: Model) -> dict[str, Array]:
     """The train split of a hub dataset as parquet, its columns named as the model's inputs."""
     try:
-        import huggingface_hub  # type: ignore[import-not-found]
+        huggingface_hub = importlib.import_module("huggingface_hub")
     except ImportError:
         raise UserError(
             f"Training data {name!r} is no file, and hub datasets need huggingface-hub.",
