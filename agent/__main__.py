@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -36,11 +37,13 @@ def main(argv: list[str] | None = None) -> int:
     options = _parse(argv)
     root = options.root.resolve()
     log = log_path(root, "agent")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=log, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
     try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(
+            filename=log,
+            level=logging.INFO,
+            format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        )
         token = _read_token(options.token_file)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"qhost agent: {error}\n")
@@ -168,8 +171,9 @@ def _platform(options: argparse.Namespace, root: Path) -> Platform | None:
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    while os.read(0, 4096):
-        pass
+    with contextlib.suppress(OSError):  # closed from the beginning: the same end
+        while os.read(0, 4096):
+            pass
     loop.call_soon_threadsafe(stop.set)
 
 

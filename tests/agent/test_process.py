@@ -123,6 +123,33 @@ def test_a_token_that_others_can_read_is_refused(tmp_path):
     assert "x" * 40 not in done.stderr
 
 
+def test_a_root_that_cannot_be_written_is_one_clear_line(tmp_path):
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text("x" * 40)
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "agent", "--emulate", "sm8650",
+         "--root", tmp_path / "file" / "root", "--token-file", token],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "Not a directory" in done.stderr
+
+
+def test_it_ends_at_once_when_its_parent_was_gone_from_the_beginning(tmp_path):
+    token = tmp_path / "token"
+    token.touch(mode=0o600)
+    token.write_text("x" * 40)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "agent", "--emulate", "sm8650", "--root", tmp_path / "root",
+         "--token-file", token, "--die-with-parent"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_agent_imports_without_onnxruntime():
     """Only grpcio, protobuf and numpy may be needed to start it."""
     code = (
