@@ -21,6 +21,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from agent.emulator import android
 from agent.emulator.adb import files, sandbox, shell
@@ -206,7 +207,10 @@ def main(argv: list[str] | None = None) -> int:
         def serve(faults: list[Fault] = faults, ready: dict[str, object] = ready) -> int:
             return asyncio.run(_serve(listener, root, soc, faults, ready, not refused))
 
-        code = serve() if refused else sandbox.boot(serve, lambda: _overlay(root))
+        if refused:
+            code = sandbox.boot_unconfined(serve)
+        else:
+            code = sandbox.boot(serve, lambda: _overlay(root))
         if code != REBOOT:
             return code
         down = root / "system/.down_s"
@@ -233,8 +237,8 @@ async def _serve(
     faults: list[Fault],
     ready: dict[str, object],
     sandboxed: bool,
-) -> int:
-    """One boot; the exit code is REBOOT when another is due."""
+) -> NoReturn:
+    """One boot: ends the process, with REBOOT when another is due."""
     device: Device
     resolve: files.Resolve
     runner: shell.Runner
@@ -267,7 +271,9 @@ async def _serve(
     for pid in runner.processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return device.exit_code
+    logging.shutdown()
+    # As a power cut: no task that still runs is asked, or waited for.
+    os._exit(device.exit_code)
 
 
 async def _control(device: Device) -> None:

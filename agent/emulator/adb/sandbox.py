@@ -126,6 +126,15 @@ def boot(main: Callable[[], int], overlay: Callable[[], None]) -> int:
     return _wait(child)
 
 
+def boot_unconfined(main: Callable[[], int]) -> int:
+    """`boot` where there is no sandbox: a process of its own and nothing more."""
+    child = os.fork()
+    if child == 0:
+        _die_with_parent()
+        _exit_with(main)
+    return _wait(child)
+
+
 def _boot(main: Callable[[], int], overlay: Callable[[], None]) -> int:
     _die_with_parent()
     _check(_libc.unshare(_CLONE_NEWPID | _CLONE_NEWNS), "process namespace")
