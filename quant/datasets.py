@@ -165,7 +165,7 @@ def _read_parquet(path: Path, model: Model) -> dict[str, Array]:
             array = np.asarray(values)
         except ValueError as error:
             raise UserError(f"{path}: rows of {column!r} differ in shape.") from error
-        if array.dtype == object:
+        if array.dtype.kind not in "biuf":
             raise UserError(f"{path}: column {column!r} is not numbers.")
         spec = specs.get(column)
         if spec is not None:
