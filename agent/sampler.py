@@ -36,6 +36,9 @@ FLUSH_NS = 100_000_000
 FAST_READ_NS = 200_000
 FAST_HZ = 100.0  # channels that can be polled this often are tried in the fast loop
 _STOP_LIMIT_S = 5.0
+# Slow nodes get this long for their first reading before a segment begins: a fuel gauge's read
+# can take a second.
+_FIRST_READ_S = 1.5
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 
@@ -105,7 +108,7 @@ class SamplerProcess:
         # No phase begins before the first readings: a window must lie inside its samples.
         if not self._first.wait(_STOP_LIMIT_S):
             self.kill()
-            raise DeviceFailure("the sampler's process gave no reading")
+            raise DeviceFailure("the sampler's process does not start")
 
     def stop(self) -> pb.SamplerReport:
         """Read every channel once more, end the process, and return what it reports.
@@ -132,7 +135,8 @@ class SamplerProcess:
                 if isinstance(message, bytes):
                     self._report = pb.SamplerReport.FromString(message)
                     return
-                self._sink(message)
+                if message:  # nothing readable at all is no error: latency needs no sensor
+                    self._sink(message)
                 self._first.set()
         except (EOFError, OSError):
             self._error = DeviceFailure("the sampler's process ended before its time")
@@ -153,11 +157,13 @@ class _Slow(threading.Thread):
         self._lock = threading.Lock()
         self._column = Column(stats.channel, [], [])
         self._end = threading.Event()
+        self.first = threading.Event()  # a read has come back, with or without a value
 
     def run(self) -> None:
         while True:
             started = time.monotonic()
             self._read()
+            self.first.set()
             if self._end.wait(max(0.0, self._period_s - (time.monotonic() - started))):
                 self._read()
                 return
@@ -203,11 +209,16 @@ class Sampler:
 
     def run(self) -> None:
         """Until the other side says stop or is gone."""
+        patience = time.monotonic() + _FIRST_READ_S
+        for slow in self._slow:
+            slow.first.wait(max(0.0, patience - time.monotonic()))
         started = time.monotonic_ns()
         cpu = time.process_time()
         period = self._period_ns
-        next_flush = started  # the first readings at once: the agent waits for them
-        due = started
+        next_flush = started + FLUSH_NS
+        self._tick(started)
+        self._pipe.send([])  # ready, whatever there is to read
+        due = started + period
         while True:
             self._tick(due)
             now = time.monotonic_ns()

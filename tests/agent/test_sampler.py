@@ -64,6 +64,22 @@ def test_every_tick_has_a_reading_of_every_fast_channel(root):
     assert 0 < report.cpu_s < report.duration_s
 
 
+def test_a_device_without_any_readable_sensor_is_sampled_all_the_same():
+    data, report = sample([], 100.0, 0.2)
+    assert data == {}
+    assert report.ticks > 5
+
+
+def test_every_channel_has_a_reading_before_the_work_begins(root):
+    """Also one whose first read takes its time."""
+    channels = list(discover(root).channels)
+    at = next(i for i, c in enumerate(channels) if c.spec.kind == pb.TEMPERATURE)
+    zone = channels[at]
+    channels[at] = FileChannel(zone.spec, zone.path, zone._parse, pread=Stalls(1, 0.4))
+    times, _ = in_thread(channels, 100.0, 0.8)
+    assert times[at + 1][0] <= times[1][0]
+
+
 def test_slow_channels_keep_their_own_rate_and_reach_the_end(root):
     before = time.monotonic_ns()
     data, report = sample(discover(root).channels, 100.0, 0.6)
