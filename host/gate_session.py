@@ -56,6 +56,7 @@ def file_subjects(path: Path) -> list[Subject]:
             f"{session.model_name} {run.variant} {session.soc}",
             run.status,
             run.figures,
+            run.blocks,
             message=run.message,
             accuracy_higher_is_better=run.accuracy_higher_is_better,
             variant=run.variant,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
@@ -311,7 +310,8 @@ def model_inputs(
 
 def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) -> int:
     """Write the page, print table or JSON; the exit code."""
-    from host.report.document import dumps
+    from host.report.document import as_text, dumps, to_document
+    from host.report.files import write_text
     from host.report.load import load_session
     from host.report.page import report_page
     from host.report.table import session_table
@@ -324,16 +324,15 @@ def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) 
     folder = config.output_dir / outcome.session_id
     pages = []
     for report in reports:
-        folder.mkdir(parents=True, exist_ok=True)
         stem = report.model_name if len(reports) > 1 else "report"
         pages.append(folder / f"{stem}.html")
-        pages[-1].write_text(report_page(report), encoding="utf-8")
-        (folder / f"{stem}.json").write_text(dumps(report) + "\n", encoding="utf-8")
+        write_text(pages[-1], report_page(report))
+        write_text(folder / f"{stem}.json", dumps(report))
     _keep_artifacts(outcome, reports, folder)
     if json_output:
-        documents = [json.loads(dumps(report)) for report in reports]
+        documents = [to_document(report) for report in reports]
         whole = {"schema": {"name": "qhost.comparisons", "version": 1}, "comparisons": documents}
-        print(json.dumps(documents[0] if len(documents) == 1 else whole, indent=1))
+        print(as_text(documents[0] if len(documents) == 1 else whole))
     else:
         console = Console()
         for report in reports:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -237,13 +236,13 @@ def _golden_remarks(store: Store, session_id: str) -> list[Remark]:
 
 
 def _write(report: SessionReport, remarks: list[Remark], folder: Path) -> tuple[str, Path]:
-    from host.report.document import to_document
+    from host.report.document import as_text, to_document
     from host.report.files import write_text
 
     document = to_document(report) | {"remarks": [asdict(r) for r in remarks]}
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    text = as_text(document)
     path = folder / f"{report.model_name}_comparison.json"
-    write_text(path, text + "\n")
+    write_text(path, text)
     return text, path
 
 
