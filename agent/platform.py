@@ -59,6 +59,10 @@ class Platform(Protocol):
         """Every temperature channel that has a value now, in C."""
         ...
 
+    def throttling(self) -> bool:
+        """Whether the NPU's clock is held down now; false where nothing tells."""
+        ...
+
     def runtime(self) -> Runtime:
         """The runtime of this device; the caller closes it."""
         ...
@@ -76,17 +80,23 @@ class Platform(Protocol):
         ...
 
 
-class Thermometer:
-    """Reads the temperature channels beside a sampler, with descriptors of its own."""
+class Watch:
+    """Reads temperatures and throttling beside a sampler, with descriptors of its own."""
 
     def __init__(self, channels: Sequence[Channel]) -> None:
-        self._channels = [copy.copy(ch) for ch in channels if ch.spec.kind == pb.TEMPERATURE]
-        for channel in self._channels:
+        own = [copy.copy(channel) for channel in channels]
+        self._zones = [ch for ch in own if ch.spec.kind == pb.TEMPERATURE]
+        self._cooling = [ch for ch in own if ch.spec.kind == pb.STATE and ch.spec.site == "npu"]
+        for channel in (*self._zones, *self._cooling):
             channel.open()
 
-    def read(self) -> list[tuple[Spec, float]]:
-        values = ((channel.spec, channel.read()) for channel in self._channels)
+    def temperatures(self) -> list[tuple[Spec, float]]:
+        """Every temperature that has a value now, in C."""
+        values = ((channel.spec, channel.read()) for channel in self._zones)
         return [(spec, value) for spec, value in values if value is not None]
+
+    def throttling(self) -> bool:
+        return any(channel.read() for channel in self._cooling)
 
 
 def log_path(root: Path, name: str) -> Path:

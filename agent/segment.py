@@ -71,6 +71,7 @@ class SegmentRun:
         self._runtime = station.runtime
         self._rate_hz = segment.sample_rate_hz or DEFAULT_RATE_HZ
         self._ceilings = CeilingWatch(station.platform, segment.ceilings)
+        self._throttled = False
 
     def run(self) -> None:
         """Raises what ends the segment otherwise than OK."""
@@ -123,7 +124,8 @@ class SegmentRun:
             limits = BlockLimits(
                 segment.min_inferences, segment.min_duration_ns, segment.max_duration_ns
             )
-            block = self._runtime.run_block(feeds, limits, self._stop)
+            self._throttled = self._platform.throttling()
+            block = self._runtime.run_block(feeds, limits, self._stop_or_throttle)
             self._mark(pb.TIMED, block.t_first_ns, block.t_last_ns)
             start = platform.now_ns()
             platform.idle(segment.idle_ns, self._stop)
@@ -138,7 +140,7 @@ class SegmentRun:
                 t_last_ns=block.t_last_ns,
                 per_iteration_us=latencies.tolist() if latencies is not None else [],
                 window_method=block.window_method,
-                throttled=block.throttled,
+                throttled=self._throttled,
             )
         )
 
@@ -255,6 +257,10 @@ class SegmentRun:
 
     def _put(self, **parts: Any) -> None:
         self._append(pb.Batch(**parts))
+
+    def _stop_or_throttle(self) -> bool:
+        self._throttled = self._throttled or self._platform.throttling()
+        return self._stop()
 
     def _stop(self) -> bool:
         return self._cancelled() or self._ceilings.reached()

@@ -19,7 +19,7 @@ from pathlib import Path
 from agent import fingerprint
 from agent.charging import Charger
 from agent.emulator.phone import emulated_phone
-from agent.platform import Report, Sink, Thermometer, log_path
+from agent.platform import Report, Sink, Watch, log_path
 from agent.runtime import Runtime, Stop
 from agent.runtime.ort_qnn import PERF_PROFILES, OrtQnnRuntime
 from agent.sampler import SamplerProcess, quiet_cpu
@@ -78,7 +78,7 @@ class SiliconPlatform:
         self._run = run
         found = discover(device_root, run=run)
         self._channels, self._denied = found.channels, found.denied
-        self._thermometer = Thermometer(self._channels)
+        self._watch = Watch(self._channels)
         self._runtime = OrtQnnRuntime(
             log_path(root, "ort_qnn"), device_root=device_root, cpus=_inference_cpus()
         )
@@ -138,7 +138,10 @@ class SiliconPlatform:
             time.sleep(min(left / 1e9, _IDLE_PIECE_S))
 
     def temperatures(self) -> list[tuple[Spec, float]]:
-        return self._thermometer.read()
+        return self._watch.temperatures()
+
+    def throttling(self) -> bool:
+        return self._watch.throttling()
 
     def runtime(self) -> Runtime:
         return self._runtime

@@ -22,7 +22,7 @@ from agent.emulator.personalities import PERSONALITIES, Personality
 from agent.emulator.phone import Phone
 from agent.emulator.signals import Signal
 from agent.emulator.sysfs import SysfsTree
-from agent.platform import Column, Report, Sink, Thermometer, log_path
+from agent.platform import Column, Report, Sink, Watch, log_path
 from agent.runtime import Runtime, Stop
 from agent.runtime.emulated import EmulatedRuntime
 from agent.runtime.ort_qnn import OrtQnnRuntime
@@ -60,7 +60,7 @@ class EmulatedPlatform:
         self._tree = SysfsTree(phone.tree if phone else root / "sysroot", self._device)
         found = discover(self._tree.root, c.MODEL_PID)
         self._channels, self._denied = found.channels, found.denied
-        self._thermometer = Thermometer(self._channels)
+        self._watch = Watch(self._channels)
         self.charger = Charger(self._tree.root, root / "charger.json")
         self._numerics = OrtQnnRuntime(log_path(root, "ort_qnn"))
         self._lock = threading.Lock()  # whoever advances the device holds it
@@ -123,7 +123,10 @@ class EmulatedPlatform:
 
     def temperatures(self) -> list[tuple[Spec, float]]:
         self._tree.publish()
-        return self._thermometer.read()
+        return self._watch.temperatures()
+
+    def throttling(self) -> bool:
+        return self._device.level > 0
 
     def runtime(self) -> Runtime:
         cache = self._root / "cache" / "outputs"

@@ -128,6 +128,8 @@ class SysfsTree:
             zones.append((zone, partial(_millidegrees, device, node)))
         unit = 1e3 if device.personality.battery_zone_milli else 1.0
         zones.append(("battery", lambda: round(device.temperature("battery") * unit)))
+        self._static("sys/class/thermal/cooling_device0/type", "cdsp_sw")
+        self._value("sys/class/thermal/cooling_device0/cur_state", lambda: device.level)
         # Zones that are not temperatures, as every Snapdragon phone has them.
         zones.append(("pm8550b-ibat-lvl0", lambda: round(device.battery_ma)))
         zones.append(("pm8550b-vbat-lvl0", lambda: round(device.battery_mv)))

@@ -56,7 +56,6 @@ class Block:
     t_last_ns: int
     per_iteration_us: NDArray[np.float32] | None
     window_method: str
-    throttled: bool = False
 
 
 class Runtime(Protocol):

@@ -103,7 +103,7 @@ class EmulatedRuntime:
         clocked = _clocked_share(model["latency_us"])
         first = device.now_ns
         pieces: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-        done, throttled = 0, False
+        done = 0
         with self._busy(inference_load(model), exact_us * 1e-6):
             while done < MAX_ITERATIONS and not stop():
                 elapsed = device.now_ns - first
@@ -126,7 +126,6 @@ class EmulatedRuntime:
                 enough |= ends >= limits.max_ns
                 if enough.any():
                     latencies = latencies[: int(enough.argmax()) + 1]
-                throttled |= device.level > 0
                 device.advance(round(float(latencies.sum()) * 1e3))
                 pieces.append(latencies.astype(np.float32))
                 done += len(latencies)
@@ -136,7 +135,6 @@ class EmulatedRuntime:
             t_last_ns=device.now_ns,
             per_iteration_us=np.concatenate(pieces) if pieces else np.zeros(0, np.float32),
             window_method="per_iteration",
-            throttled=throttled,
         )
 
     def profile(self, context: Context, feeds: list[Feed], count: int) -> str:

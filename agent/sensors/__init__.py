@@ -9,7 +9,6 @@ from pathlib import Path
 from agent.sensors import dumpsys, power, system, thermal
 from agent.sensors.channel import Channel
 from agent.sensors.dumpsys import Run
-from protos import agent_pb2 as pb
 
 # Nodes whose refusal a user should know of: without them figures are missing.
 _WANTED = (
@@ -44,6 +43,7 @@ def discover(root: Path, pid: int | None = None, run: Run | None = None) -> Disc
         *power.energy_counters(root),
         *power.battery(root),
         *zones,
+        *thermal.cooling(root),
         *system.clocks(root),
         *system.memory(root, pid),
     ]
@@ -61,10 +61,6 @@ def denied(root: Path) -> tuple[str, ...]:
         for node in sorted(root.glob(pattern))
         if not os.access(node, os.R_OK)
     )
-
-
-def is_temperature(channel: Channel, site: str) -> bool:
-    return channel.spec.kind == pb.TEMPERATURE and channel.spec.site == site
 
 
 def _named_once(channels: list[Channel]) -> tuple[Channel, ...]:

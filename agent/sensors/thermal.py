@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from agent.sensors.channel import Channel, FileChannel, Spec, read_text
+from agent.sensors.channel import Channel, FileChannel, Scaled, Spec, read_text
 from protos import agent_pb2 as pb
 
 ZONE_HZ = 10.0
+COOLING_CODING = "0 unthrottled, higher: slower"
 _BCL = re.compile(r"ibat|vbat|socd|-lvl\d|bcl", re.IGNORECASE)
 _SITES = tuple(
     (re.compile(pattern), site)
@@ -77,6 +78,29 @@ def zones(root: Path) -> list[Channel]:
         )
         parse = parse_battery if site == "battery" else parse_millidegrees
         found.append(FileChannel(spec, base / "temp", parse))
+    return found
+
+
+def cooling(root: Path) -> list[Channel]:
+    """The NPU's cooling devices (`cdsp_sw`, `cdsp_hw`): how far its clock is held down.
+
+    0 is not at all. There is no unprivileged clock of the NPU: this is what tells throttling.
+    """
+    found: list[Channel] = []
+    for base in sorted((root / "sys/class/thermal").glob("cooling_device*"), key=_number):
+        name = read_text(base / "type")
+        if name is None or "cdsp" not in name or read_text(base / "cur_state") is None:
+            continue
+        spec = Spec(
+            name=name,
+            site="npu",
+            kind=pb.STATE,
+            unit=COOLING_CODING,
+            method="cooling_device cur_state",
+            poll_hz=ZONE_HZ,
+            source=f"/sys/class/thermal/{base.name}/cur_state",
+        )
+        found.append(FileChannel(spec, base / "cur_state", Scaled(1.0)))
     return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent import fingerprint
+from agent.platform import Watch
 from agent.sensors import discover, dumpsys, power, thermal
 from agent.sensors.channel import FileChannel
 from protos import agent_pb2 as pb
@@ -256,6 +257,19 @@ def test_a_powered_down_block_gives_no_value_until_it_wakes(tmp_path):
 def test_the_battery_zone_in_degrees_or_millidegrees(tmp_path, raw, celsius):
     write(tmp_path, zone(0, "battery", raw))
     assert readings(thermal.zones(tmp_path)) == {"battery": celsius}
+
+
+def test_the_npus_cooling_devices_tell_throttling(tmp_path):
+    files = {}
+    for i, (name, state) in enumerate((("cpu-hotplug1", 1), ("cdsp_sw", 2), ("cdsp_hw", 0))):
+        files[f"sys/class/thermal/cooling_device{i}/type"] = name
+        files[f"sys/class/thermal/cooling_device{i}/cur_state"] = str(state)
+    channels = thermal.cooling(write(tmp_path, files))
+    assert readings(channels) == {"cdsp_sw": 2.0, "cdsp_hw": 0.0}
+    assert {(c.spec.kind, c.spec.site) for c in channels} == {(pb.STATE, "npu")}
+    assert Watch(channels).throttling()
+    write(tmp_path, {"sys/class/thermal/cooling_device1/cur_state": "0"})
+    assert not Watch(channels).throttling()
 
 
 def test_zone_order_is_numeric_so_that_ids_are_stable(tmp_path):

@@ -32,6 +32,8 @@ def board(root: Path, **changes: str | None) -> Path:
         "sys/class/hwmon/hwmon0/power1_label": "vph_pwr",
         "sys/class/thermal/thermal_zone0/type": "nsphmx-0",
         "sys/class/thermal/thermal_zone0/temp": "41000",
+        "sys/class/thermal/cooling_device0/type": "cdsp_sw",
+        "sys/class/thermal/cooling_device0/cur_state": "0",
         "sys/power/wake_lock": "",
         "sys/power/wake_unlock": "",
     }
@@ -167,6 +169,21 @@ def test_a_block_on_this_machines_clock_with_the_real_sampler(
     assert values == {1500.0}
     assert (tmp_path / "device/sys/power/wake_lock").read_text().startswith("qhost-")
     assert len([b for b in batches if b.HasField("sampler")]) == 2
+
+
+@pytest.mark.parametrize("state", [0, 2])
+def test_a_block_is_throttled_when_the_npus_cooling_device_says_so(
+    here, tmp_path, block_segment, state
+):
+    _, spool, bench = here
+    node = tmp_path / "device/sys/class/thermal/cooling_device0/cur_state"
+    node.write_text(f"{state}\n")
+    segment = block_segment(
+        SHA, min_inferences=2, min_duration_ns=0, warmup_ns=0, idle_ns=SECOND // 10
+    )
+    bench.start("s", [segment])
+    (block,) = [b.block for b in until_ended(spool, 1) if b.HasField("block")]
+    assert block.throttled == bool(state)
 
 
 def test_a_profile_pass_gives_cycles_per_operator_and_its_file(here, tmp_path, block_segment):
