@@ -1,0 +1,65 @@
+"""config, doctor, --version, and how errors reach the user."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from host import __version__, doctor
+from host.cli import main
+from host.doctor import Check
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"qhost {__version__}"
+
+
+def test_config_shows_value_and_source(tmp_path, monkeypatch, capsys):
+    (tmp_path / "qhost.toml").write_text("seed = 4\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QHOST_METHODS", "int8")
+    assert main(["config", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows["seed"] == {"value": "4", "source": str(tmp_path / "qhost.toml")}
+    assert rows["methods"] == {"value": "int8", "source": "environment QHOST_METHODS"}
+    assert rows["device"] == {"value": None, "source": "default"}
+
+
+def test_doctor_names_what_is_missing_and_what_to_do(monkeypatch, capsys):
+    lacking = Check("glibc", False, "glibc 2.31", "Needs glibc 2.35 or newer.")
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: lacking,))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "MISSING" in out
+    assert "2.35" in out
+
+
+def test_doctor_here(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = {c["name"]: c for c in json.loads(capsys.readouterr().out)}
+    assert found["onnxruntime-qnn"]["ok"] is True
+    assert found["glibc"]["found"].startswith("glibc 2.")
+    assert {"python", "adb", "udev", "QAIRT SDK", "free space"} <= set(found)
+
+
+def test_a_qairt_root_without_bin_is_a_finding(tmp_path, monkeypatch):
+    monkeypatch.setenv("QAIRT_SDK_ROOT", str(tmp_path))
+    (check,) = [c for c in doctor.run_checks() if c.name == "QAIRT SDK"]
+    assert check.ok is False
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "sdk.yaml").write_text("product: QAIRT\nversion: 2.51.0\n")
+    (check,) = [c for c in doctor.run_checks() if c.name == "QAIRT SDK"]
+    assert check.ok is True
+    assert "2.51.0" in check.found
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_debug_shows_the_traceback_and_nothing_else_does(debug, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["inspect", "missing.qnn", *(["--debug"] if debug else [])]
+    assert main(args) == 1
+    err = capsys.readouterr().err
+    assert ("Traceback" in err) is debug
+    assert err.strip().splitlines()[-1].startswith("qhost: error: ")
