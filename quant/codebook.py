@@ -7,6 +7,7 @@ context does not shrink); what shrinks is the download, where indices are entrop
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from quant.errors import UserError
 
 Array = np.ndarray[Any, Any]
 
-_MAGIC = b"QHCB"
+_MAGIC, _FILE = b"QHCB", b"QHCF"
 _PRECISION = 14  # bits of a symbol's frequency in the coder
 _LOWER = np.uint64(1 << 16)  # a coder state lies in [2**16, 2**32)
 _SYMBOLS_PER_LANE = 2048
@@ -201,8 +202,27 @@ def _frequencies(counts: Array) -> Array:
         at = int(scaled.argmax())
         change = int(total - scaled.sum())
         scaled[at] += max(change, 1 - int(scaled[at]))
-    return scaled
+    return np.asarray(scaled)
 
 
-def pack_all(codes: Mapping[str, Array]) -> dict[str, bytes]:
-    return {name: pack(array) for name, array in codes.items()}
+def pack_all(codes: Mapping[str, Array]) -> bytes:
+    """Several tensors as one file: their names and lengths as JSON, then each as pack gives it."""
+    parts = {name: pack(array) for name, array in sorted(codes.items())}
+    index = json.dumps({name: len(data) for name, data in parts.items()}).encode()
+    return b"".join([struct.pack("<4sI", _FILE, len(index)), index, *parts.values()])
+
+
+def unpack_all(data: bytes) -> dict[str, Array]:
+    """The inverse of pack_all. Raises UserError for damaged bytes."""
+    try:
+        magic, size = struct.unpack_from("<4sI", data)
+        if magic != _FILE:
+            raise ValueError("not a file of codebooks")
+        index = json.loads(data[8 : 8 + size])
+        offset, out = 8 + size, {}
+        for name, length in index.items():
+            out[name] = unpack(data[offset : offset + length])
+            offset += length
+    except (struct.error, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"Packed weights are damaged: {error}.", "Build them again.") from error
+    return out

@@ -217,9 +217,14 @@ def _float_levels(data: Array, options: ClusterOptions) -> Array:
     return (codebook.nearest(levels, x) * (limit / grid)).astype(np.float32)
 
 
+def stored(state: Quantized) -> bytes:
+    """The clustered weights as they are best transferred: codebooks, indices entropy-coded."""
+    return codebook.pack_all({name: state.plan.codes[name] for name in state.codebooks})
+
+
 def download(state: Quantized) -> codebook.Download:
     """What the weights of a clustered model take to transfer. Sizes of the whole model."""
-    packed = sum(len(codebook.pack(state.plan.codes[n])) for n in state.codebooks)
+    packed = len(stored(state))
     other = floats = 0
     for name, value in state.model.ir.graph.initializers.items():
         data = array_of(value)

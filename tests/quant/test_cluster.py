@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.codebook import linear_levels, nearest, optimal_levels, pack, unpack
+from quant.codebook import linear_levels, nearest, optimal_levels, pack, unpack, unpack_all
 from quant.errors import UserError
 from quant.htp.compile import compile_context
 from quant.htp.options import HtpOptions
 from quant.htp.soc import get_soc
-from quant.methods.cluster import ClusterOptions, download
+from quant.methods.cluster import ClusterOptions, download, stored
 from quant.methods.grammar import export, parse_methods, quantize
 from quant.model import load, save
 from quant.task import load_task
@@ -138,10 +138,17 @@ def test_embedding_tables_are_clustered_and_download_is_the_files(encoder_path):
     table = next(n for n in state.codebooks if "table" in n)
     assert np.unique(state.plan.codes[table]).size <= 8
     size = download(state)
-    packed = sum(len(pack(state.plan.codes[n])) for n in state.codebooks)
-    assert size.packed_bytes == packed
+    restored = unpack_all(stored(state))
+    assert set(restored) == set(state.codebooks)
+    for name, codes in restored.items():
+        assert np.array_equal(codes, state.plan.codes[name].astype(np.int64))
+    with pytest.raises(UserError, match="damaged"):
+        unpack_all(stored(state)[:-2])
     weights = sum(state.plan.codes[n].size for n in state.codebooks)
-    assert packed < weights * 0.5 + 600 * len(state.codebooks)  # three bits of eight, and heads
+    assert size.packed_bytes == len(stored(state))
+    assert size.packed_bytes < weights * 0.5 + 600 * len(
+        state.codebooks
+    )  # three bits of eight, and heads
     assert f"{size.total_bytes:,} bytes to download" in state.notes[-1]
 
 
