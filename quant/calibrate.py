@@ -99,9 +99,9 @@ def session(graph: ir.Model, outputs: Sequence[str], *, exact: bool = True) -> o
         if exact
         else ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     )
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    data = proto.SerializeToString()
+    del proto  # a copy of the weights that onnxruntime does not need
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def stream(

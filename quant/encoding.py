@@ -88,8 +88,10 @@ class Encoding:
         if self.bits == 32:  # float32 has too few digits for a 31-bit code
             q = np.rint(x.astype(np.float64) / scale.astype(np.float64))
         else:
-            q = np.rint(x.astype(np.float32, copy=False) / scale) + zero
-        return np.clip(q, self.qmin, self.qmax).astype(np.int64).astype(self.numpy_dtype)
+            q = np.asarray(x.astype(np.float32, copy=False) / scale)
+            q = np.rint(q, out=q)
+            q = np.asarray(q + zero.astype(np.float32)) if zero.any() else q
+        return np.clip(q, self.qmin, self.qmax, out=q).astype(self.numpy_dtype)
 
     def dequantize(self, q: Array) -> Array:
         """float32 values of the codes q, same shape."""

@@ -31,13 +31,18 @@ _BATCHED_DEPTH = 64  # groups up to this depth are rounded all at once
 
 @dataclass(frozen=True)
 class RefineOptions:
-    """bits: of the weights. second_order: else rounding to nearest after the range search."""
+    """bits: of the weights. second_order: else rounding to nearest after the range search.
+
+    second_order_depth: layers with at most so many inputs per output are rounded second-order all
+    the same: their Hessians cost nothing, and few weights cannot average their errors out.
+    """
 
     bits: int = 8
     per_channel: bool = True
     block_size: int = 0
     search: bool = True
     second_order: bool = False
+    second_order_depth: int = 0
     correct_bias: bool = True
     samples: int = 128
     keep_share: float = 0.0  # share of the weights that may stay at 8 bits, the worst ones first
@@ -71,7 +76,7 @@ def refine_weights(
         encodings[layer.weight] = encoding
         if options.keep_share > 0.0 and bits < 8:
             finer[layer.weight] = _finer(layer, data, moments, options, restored)
-        if options.second_order:
+        if _second_order(options, to_matrix(layer, data).shape[-1]):
             codes[layer.weight] = q
         if options.correct_bias and layer.bias is not None:
             shift = bias_shift(to_matrix(layer, data), restored, moments.mean)
@@ -139,6 +144,10 @@ def _refine_layer(
     return encoding, codes, to_matrix(layer, encoding.dequantize(codes))
 
 
+def _second_order(options: RefineOptions, depth: int) -> bool:
+    return options.second_order or depth <= options.second_order_depth
+
+
 def round_layer(
     layer: Layer, data: Array, hessian: Array, options: RefineOptions, bits: int
 ) -> tuple[Encoding, Array]:
@@ -149,7 +158,8 @@ def round_layer(
     if layer.is_conv or (block and depth % block):
         block = 0
     per_channel = options.per_channel or bits < 8
-    if options.second_order and weight.shape[0] > 1 and depth <= _BATCHED_DEPTH and per_channel:
+    careful = _second_order(options, depth)
+    if careful and weight.shape[0] > 1 and depth <= _BATCHED_DEPTH and per_channel:
         scale, q = second_order_batched(weight, hessian, bits)
         encoding = _encoding(layer, data, scale.astype(np.float32), bits, 0, per_channel)
         return encoding, from_matrix(layer, q, data.shape).astype(encoding.numpy_dtype)
@@ -167,7 +177,7 @@ def round_layer(
         smallest=smallest,
     ).astype(np.float32)
     encoding = _encoding(layer, data, scale, bits, block, per_channel)
-    if not options.second_order:
+    if not careful:
         return encoding, encoding.quantize(data)
     q = second_order(weight, hessian, scale, bits)
     return encoding, from_matrix(layer, q, data.shape).astype(encoding.numpy_dtype)

@@ -11,12 +11,17 @@ from quant.encoding import Array, Encoding
 from quant.graph import array_of, initializer_uses, name_of
 from quant.state import LayerReport, Quantized
 
+_CHUNK = 1 << 20
+
 
 def sqnr_db(reference: Array, approximation: Array) -> float:
     """10 log10 of signal power over error power; inf for no error, -inf for no signal."""
-    a = np.asarray(reference, np.float64)
-    signal = float(np.square(a).sum())
-    noise = float(np.square(a - approximation).sum())
+    a, b = np.asarray(reference).reshape(-1), np.asarray(approximation).reshape(-1)
+    signal = noise = 0.0
+    for start in range(0, a.size, _CHUNK):  # an embedding table in float64 would be 100 MB
+        part = a[start : start + _CHUNK].astype(np.float64)
+        signal += float(np.square(part).sum())
+        noise += float(np.square(part - b[start : start + _CHUNK]).sum())
     if noise == 0.0:
         return math.inf
     return 10.0 * math.log10(signal / noise) if signal > 0 else -math.inf

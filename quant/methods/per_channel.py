@@ -1,7 +1,9 @@
 """per-channel: 8-bit weights per output channel with optimisation levels.
 
 Level 0 rounds to nearest on calibrated ranges; 1 adds a range search weighted by the inputs and
-bias correction; 2 adds equalisation and smoothing; 3 adds second-order rounding.
+bias correction; 2 adds smoothing (the rewrites of quant.transformer) and second-order rounding
+where Hessians are tiny; 3 adds second-order rounding everywhere. Equalisation of convolutions is
+asked for by activation_method=per-channel.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ def apply(state: Quantized, task: Task, options: PerChannelOptions) -> Quantized
             per_channel=options.weight_method == "per-channel",
             level=options.optimization_level,
             smooth=options.optimization_level >= 2,
-            equalize=options.optimization_level >= 2 or options.activation_method == "per-channel",
+            equalize=options.activation_method == "per-channel",
             calibration_method=method,
             percentile=options.percentile,
             optimize_for=options.optimize_for,
