@@ -175,6 +175,8 @@ def write_artifact(path: Path, contents: ArtifactContents) -> Artifact:
         members += golden_members(soc, *contents.goldens[soc])
     layers = [dataclasses.asdict(layer) for layer in contents.quantized.layers]
     members.append(("report/layers.json", json_bytes(layers)))
+    for name, document in sorted(contents.quantized.reports.items()):
+        members.append((f"report/{name}.json", json_bytes(document)))
     members.append(("quality/scores.npz", npz_bytes(contents.scores)))
     return write_members(path, _manifest(contents), members)
 

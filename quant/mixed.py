@@ -102,7 +102,7 @@ def flow(graph: ir.Graph, widths: Mapping[str, int]) -> Flow:
 def assemble(
     model: Model,
     assignment: Assignment,
-    ranges: Ranges,
+    ranges: Mapping[int, Ranges],
     *,
     weights: Mapping[str, Encoding] | None = None,
     codes: Mapping[str, Array] | None = None,
@@ -110,8 +110,8 @@ def assemble(
     """The float graph with a branch (Identity) where one value is needed at two widths, and the
     plan that encodes it.
 
-    ranges: [low, high] of each activation of `model`. weights, codes: chosen encodings and
-    integers by name; a weight without one is rounded to nearest at its bits.
+    ranges: [low, high] of each activation of `model`, by width (8 and 16). weights, codes: chosen
+    encodings and integers by name; a weight without one is rounded to nearest at its bits.
     """
     edited = model.clone()
     graph = edited.graph
@@ -126,7 +126,7 @@ def assemble(
     roots = encoding_groups(graph)
 
     def encode(name: str, width: int) -> Encoding:
-        return asymmetric(*ranges[name], width)
+        return asymmetric(*ranges[width][name], width)
 
     for name, value in values.items():
         if folded_into(value) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from quant.encoding import Array, QuantPlan
 from quant.model import Model
@@ -26,7 +27,8 @@ class Quantized:
     """A float graph (weights possibly replaced) and the plan to encode it with.
 
     codebooks: the codes that a clustered weight may take, by name. teacher: the float model before
-    its weights were pruned, clustered or trained, for what is to learn from it.
+    its weights were pruned, clustered or trained, for what is to learn from it. reports: JSON
+    documents by name that the artifact keeps as report/<name>.json.
     """
 
     model: Model
@@ -35,3 +37,4 @@ class Quantized:
     layers: tuple[LayerReport, ...] = ()
     codebooks: Mapping[str, Array] = field(default_factory=dict)
     teacher: Model | None = None
+    reports: Mapping[str, Any] = field(default_factory=dict)

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from quant import calibrate, transformer
 from quant.errors import UserError, unknown_name
+from quant.evaluate import Evaluation, evaluate_outputs, run_model
+from quant.figures import Provenance
 from quant.graph import initializer_uses, name_of
+from quant.layerwise import read_layer_config, resolve
 from quant.masks import tame
 from quant.methods.base import LayerReport, Method, Quantized
-from quant.mixed import FLOAT, Assignment, assemble, compatible
+from quant.mixed import FLOAT, Assignment, Ranges, assemble, compatible
 from quant.model import Model
-from quant.parts import PARTS, computes, find_parts, is_layer, is_table_lookup, node_key
+from quant.parts import PARTS, computes, find_parts, is_table_lookup, node_key
 from quant.planning import PlanOptions, activation_ranges
-from quant.refine import Refined, RefineOptions, refine_weights
 from quant.report import with_layers
-from quant.rewrite import replace_weights
+from quant.rewrite import insert_qdq
+from quant.search import (
+    Budget,
+    Roundings,
+    choose,
+    measure,
+    parse_drop,
+    parse_share,
+    report,
+    roundings,
+)
 from quant.task import Task
 
 PRECISIONS = ("fp16", "int8", "int4")
 _RECURRENT = {"LSTM", "GRU", "RNN"}  # no integer form: they run in fp16
+_DROP_SAMPLES = 256  # judged per step of a search for --max-accuracy-drop
 
 
 def _option(default: Any, text: str) -> Any:
@@ -48,15 +63,30 @@ class HybridOptions:
     output_precision: str | None = _option(
         None, "Precision of the output part: fp16, int8, int4; by model type."
     )
+    layer_wise_config: str | None = _option(
+        None, "JSON file with precisions of single layers (docs/hybrid.md)."
+    )
+    sensitivity_analysis: bool = _option(
+        False, "Measure every layer's sensitivity; a budget implies it."
+    )
+    max_accuracy_drop: str | None = _option(
+        None, "Budget: accuracy lost, in points (0.5pt) or percent of it (5%)."
+    )
+    target_size: float | None = _option(None, "Budget: stored weights in MB (1e6 bytes).")
+    target_latency: float | None = _option(None, "Budget: latency in ms; not available yet.")
+    max_a16: str | None = _option(
+        None, "Budget: share of activations above 8 bits, for example 30%."
+    )
     activation_bits: int | None = _option(
-        None, "Activations of int8 and int4 parts: 8 or 16 bits; 16 with attention, else 8."
+        None, "Activations without a budget: 8 or 16 bits; 16 with attention, else 8."
     )
     calibration_method: str = _option(
-        "min-max", "Range of an activation: min-max, percentile, mse or entropy."
+        "mse", "Range of an 8-bit activation: min-max, percentile, mse or entropy."
     )
     percentile: float = _option(
         calibrate.DEFAULT_PERCENTILE, "Share of values kept by --calibration-method percentile."
     )
+    sensitivity_samples: int = _option(4, "Calibration samples of the sensitivity analysis.")
 
     def __post_init__(self) -> None:
         for part in PARTS:
@@ -70,11 +100,35 @@ class HybridOptions:
             )
         if self.activation_bits not in (None, 8, 16):
             raise UserError(f"activation-bits {self.activation_bits} is not 8 or 16.")
+        if self.target_latency is not None:
+            raise UserError(
+                "target-latency: there is no latency predictor per layer yet, so a budget in ms "
+                "cannot be kept.",
+                "Bench a few budgets of --max-a16 or --target-size on the device instead.",
+            )
+        if self.target_size is not None and not self.target_size > 0:
+            raise UserError(f"target-size {self.target_size} is not a size in MB.")
+        if self.sensitivity_samples < 1:
+            raise UserError(f"sensitivity-samples {self.sensitivity_samples} is below 1.")
         calibrate.RangeOptions(self.calibration_method, self.percentile)
+        self.budget()
+
+    def budget(self) -> Budget | None:
+        """The budget, or None where none is given."""
+        drop = None if self.max_accuracy_drop is None else parse_drop(self.max_accuracy_drop)
+        share = None if self.max_a16 is None else parse_share(self.max_a16, "max-a16")
+        if drop is None and share is None and self.target_size is None:
+            return None
+        return Budget(
+            share,
+            None if self.target_size is None else self.target_size * 1e6,
+            None if drop is None else drop[0],
+            drop is not None and drop[1],
+        )
 
 
 def default_precisions(model_type: str, has_attention: bool) -> dict[str, str]:
-    """Precision of each part where the user names none."""
+    """Precision of each part where the user names none and there is no budget."""
     feedforward = "int4" if has_attention or model_type == "audio" else "int8"
     return {
         "attention": "int8",
@@ -86,108 +140,208 @@ def default_precisions(model_type: str, has_attention: bool) -> dict[str, str]:
 
 
 def part_precisions(
-    parts: dict[str, str], task: Task, options: HybridOptions
-) -> tuple[dict[str, str], int]:
-    """(precision by part, activation bits) after the defaults."""
-    attention = "attention" in parts.values()
-    chosen = default_precisions(task.model_type, attention)
-    for part in PARTS:
-        given = getattr(options, f"{part}_precision")
-        if given is not None:
-            chosen[part] = given
-    return chosen, options.activation_bits or (16 if attention else 8)
+    has_attention: bool, task: Task, options: HybridOptions
+) -> tuple[dict[str, str], set[str], int]:
+    """(precision by part, parts the user named, activation bits) after the defaults.
+
+    With a budget the search decides, so every part that is not named starts as int8.
+    """
+    named = {p for p in PARTS if getattr(options, f"{p}_precision") is not None}
+    searched = options.budget() is not None
+    chosen = (
+        dict.fromkeys(PARTS, "int8")
+        if searched
+        else default_precisions(task.model_type, has_attention)
+    )
+    chosen |= {p: getattr(options, f"{p}_precision") for p in named}
+    return chosen, named, options.activation_bits or (16 if has_attention else 8)
 
 
-def assignment_by_part(
-    graph: ir.Graph, parts: dict[str, str], precisions: dict[str, str], bits: int
-) -> Assignment:
+@dataclass(frozen=True)
+class _Base:
+    """The assignment before any search, and what the user has decided in it."""
+
+    assignment: Assignment
+    fixed_widths: dict[str, int]
+    fixed_weights: dict[str, int]
+
+
+def _base(
+    graph: ir.Graph,
+    parts: Mapping[str, str],
+    precisions: Mapping[str, str],
+    named: set[str],
+    bits: int,
+    layers: tuple[dict[str, int], dict[str, int]],
+) -> _Base:
     widths: dict[str, int] = {}
+    fixed: dict[str, int] = {}
     for node in graph:
-        if computes(node):
-            precision = precisions[parts[node_key(node)]]
-            fp16 = precision == "fp16" or node.op_type in _RECURRENT
-            lookup = is_table_lookup(node)
-            widths[node_key(node)] = FLOAT if fp16 else 8 if lookup else bits
+        if not computes(node):
+            continue
+        key = node_key(node)
+        fp16 = precisions[parts[key]] == "fp16" or node.op_type in _RECURRENT
+        lookup = is_table_lookup(node)
+        widths[key] = FLOAT if fp16 else 8 if lookup else bits
+        if fp16 or lookup:
+            fixed[key] = widths[key]
+    weights, fixed_weights = {}, {}
+    for use in initializer_uses(graph):
+        if use.role == "weight":
+            part = parts[node_key(use.node)]
+            weights[name_of(use.value)] = 4 if precisions[part] == "int4" else 8
+            if part in named:
+                fixed_weights[name_of(use.value)] = weights[name_of(use.value)]
+    layer_widths, layer_weights = layers
+    for use in initializer_uses(graph):  # an integer layer in a part of fp16
+        name = name_of(use.value)
+        if name in layer_weights and not widths.get(node_key(use.node), FLOAT):
+            layer_widths.setdefault(node_key(use.node), bits)
+    widths.update(layer_widths)
+    fixed.update(layer_widths)
+    weights.update(layer_weights)
+    fixed_weights.update(layer_weights)
     widths = compatible(graph, widths)
-    weights = {
-        name_of(use.value): 4 if precisions[parts[node_key(use.node)]] == "int4" else 8
-        for use in initializer_uses(graph)
-        if use.role == "weight"
-    }
-    return Assignment(widths, weights)
+    return _Base(Assignment(widths, weights), {k: widths[k] for k in fixed}, fixed_weights)
 
 
 def apply(state: Quantized, task: Task, options: HybridOptions) -> Quantized:
-    parts = find_parts(state.model.ir.graph)
-    precisions, bits = part_precisions(parts, task, options)
+    budget = options.budget()
+    attention = "attention" in find_parts(state.model.ir.graph).values()
+    precisions, named, bits = part_precisions(attention, task, options)
+    by_layer: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    if options.layer_wise_config is not None:
+        path = Path(options.layer_wise_config)
+        by_layer = resolve(state.model.ir.graph, read_layer_config(path), path.name)
     model = state.model
-    if bits == 8 and "attention" in parts.values():
+    searches_widths = budget is not None and (budget.max_a16 is not None or budget.drop is not None)
+    # Names of single layers are those of the user's graph: leave its operators as they are.
+    if attention and (bits == 8 or searches_widths) and options.layer_wise_config is None:
         model = transformer.prepare(model, task)
-        parts = find_parts(model.ir.graph)
     tamed = tame(model, task)
-    assignment = assignment_by_part(tamed.model.ir.graph, parts, precisions, bits)
-    done = quantize_as(tamed.model, task, assignment, options, tamed.ranges)
+    graph = tamed.model.ir.graph
+    parts = find_parts(graph)
+    base = _base(graph, parts, precisions, named, bits, by_layer)
+    searches_weights = budget is not None and (
+        budget.target_size is not None or budget.drop is not None
+    )
+    wanted = {8, 4} if searches_weights else set(base.assignment.weights.values())
+    rounded = roundings(tamed.model, task, wanted)
+    ranges = _ranges(rounded.compose(base.assignment).model, task, options, tamed.ranges)
     used = sorted(set(parts.values()), key=PARTS.index)
-    text = ", ".join(f"{p} {precisions[p]}" for p in used)
+    notes = ["hybrid: " + ", ".join(f"{p} {precisions[p]}" for p in used)]
+    chosen, reports = base.assignment, dict(state.reports)
+    if budget is not None or options.sensitivity_analysis:
+        analysis = measure(
+            tamed.model,
+            task,
+            base.assignment,
+            base.fixed_widths,
+            base.fixed_weights,
+            rounded,
+            ranges[8],
+            widths=searches_widths or options.sensitivity_analysis,
+            weights=searches_weights or options.sensitivity_analysis,
+            samples=options.sensitivity_samples,
+        )
+        if budget is not None:
+            judge = (
+                None if budget.drop is None else _judge(state.model, task, rounded, ranges, budget)
+            )
+            chosen, said = choose(analysis, budget, judge)
+            notes += said
+        reports["sensitivity"] = report(analysis, chosen)
+    done = build(rounded, chosen, ranges)
     return replace(
-        done, notes=(*state.notes, f"hybrid: {text}; activations {bits} bits", *done.notes)
+        state,
+        model=done.model,
+        plan=done.plan,
+        layers=done.layers,
+        notes=(*state.notes, *notes, *_figures(done, chosen)),
+        reports=reports,
     )
 
 
-def quantize_as(
-    model: Model,
-    task: Task,
-    assignment: Assignment,
-    options: HybridOptions,
-    known: Any,
-) -> Quantized:
-    """Quantize `model` (masks tamed, `known` their ranges) at the precisions of `assignment`."""
-    refined = _refine(model, task, assignment)
-    ranges = activation_ranges(
-        refined.model,
-        task,
-        PlanOptions(calibration_method=options.calibration_method, percentile=options.percentile),
-        known,
+def _ranges(
+    model: Model, task: Task, options: HybridOptions, known: Mapping[str, tuple[float, float]]
+) -> dict[int, Ranges]:
+    """Ranges by width: 16 bits have room for the extremes, 8 bits often do better without."""
+    wide = activation_ranges(model, task, PlanOptions(), known)
+    if options.calibration_method == "min-max":
+        return {8: wide, 16: wide}
+    narrow = PlanOptions(
+        calibration_method=options.calibration_method, percentile=options.percentile
     )
+    return {8: activation_ranges(model, task, narrow, known), 16: wide}
+
+
+def build(rounded: Roundings, chosen: Assignment, ranges: Mapping[int, Ranges]) -> Quantized:
+    """The quantized model of an assignment, with its report per layer."""
+    composed = rounded.compose(chosen)
     mixed, plan = assemble(
-        refined.model, assignment, ranges, weights=refined.encodings, codes=refined.codes
+        composed.model, chosen, ranges, weights=composed.encodings, codes=composed.codes
     )
     done = with_layers(Quantized(mixed, plan))
-    return replace(done, layers=(*done.layers, *_float_layers(mixed.ir.graph, assignment)))
+    return replace(done, layers=(*done.layers, *_float_layers(mixed.ir.graph, chosen)))
 
 
-def _refine(model: Model, task: Task, assignment: Assignment) -> Refined:
-    """Second-order rounding where a weight has 4 bits; rounding to nearest otherwise."""
-    integer = {
-        name_of(use.value)
-        for use in initializer_uses(model.ir.graph)
-        if use.role == "weight" and assignment.widths.get(node_key(use.node), FLOAT)
+def _judge(
+    original: Model,
+    task: Task,
+    rounded: Roundings,
+    ranges: Mapping[int, Ranges],
+    budget: Budget,
+) -> Callable[[Assignment], float]:
+    """A function that measures the accuracy an assignment loses (positive: worse)."""
+    n = min(len(task), _DROP_SAMPLES)
+    reference = run_model(original, task, n)
+    best = evaluate_outputs(task, reference, reference, Provenance.ORT_CPU)
+
+    def drop(chosen: Assignment) -> float:
+        done = build(rounded, chosen, ranges)
+        outputs = run_model(insert_qdq(done.model, done.plan), task, n)
+        got = evaluate_outputs(task, reference, outputs, Provenance.ORT_CPU)
+        return _lost(best, got, budget.drop_relative)
+
+    return drop
+
+
+def _lost(best: Evaluation, got: Evaluation, relative: bool) -> float:
+    if best.value is None or got.value is None:
+        return best.agreement - got.agreement
+    lost = best.value - got.value
+    if best.higher_is_better is False:
+        lost = -lost
+    return lost / abs(best.value) if relative and best.value else lost
+
+
+def _figures(done: Quantized, chosen: Assignment) -> list[str]:
+    """What the assignment came to: mean weight bits, share of wide activations."""
+    notes = []
+    sizes = {
+        name_of(u.value): (u.value.const_value.size if u.value.const_value is not None else 0)
+        for u in initializer_uses(done.model.ir.graph)
+        if u.role == "weight"
     }
-    if not any(assignment.weights.get(n, 8) < 8 for n in integer):
-        return Refined(model)
-    refined = refine_weights(
-        model, task, RefineOptions(second_order=True), bits_of=assignment.weights
+    bits = {r.name: r.bits for r in done.layers if r.name in sizes}
+    total = sum(sizes[n] for n in bits)
+    if total:
+        mean = sum(bits[n] * sizes[n] for n in bits) / total
+        notes.append(f"{mean:.2f} bits per weight on average over {len(bits)} layers")
+    wide = sum(w == 16 for w in chosen.widths.values())
+    half = sum(w == FLOAT for w in chosen.widths.values())
+    notes.append(
+        f"of {len(chosen.widths)} operators {wide} compute in 16 bits and {half} in fp16; "
+        f"{len(done.plan.converted)} conversions"
     )
-    # Layers in fp16 keep weights and biases: undo their share of the bias correction.
-    biases = {}
-    for node in model.ir.graph:
-        if is_layer(node) and not assignment.widths[node_key(node)] and len(node.inputs) > 2:
-            bias = node.inputs[2]
-            if bias is not None and bias.const_value is not None:
-                biases[name_of(bias)] = bias.const_value.numpy()
-    kept = replace_weights(refined.model, biases) if biases else refined.model
-    return Refined(
-        kept,
-        {n: e for n, e in refined.encodings.items() if n in integer},
-        {n: q for n, q in refined.codes.items() if n in integer},
-    )
+    return notes
 
 
-def _float_layers(graph: ir.Graph, assignment: Assignment) -> list[LayerReport]:
+def _float_layers(graph: ir.Graph, chosen: Assignment) -> list[LayerReport]:
     rows = []
     for use in initializer_uses(graph):
         table = is_table_lookup(use.node) and use.index == 0
-        if (use.role == "weight" or table) and not assignment.widths.get(node_key(use.node), FLOAT):
+        if (use.role == "weight" or table) and not chosen.widths.get(node_key(use.node), FLOAT):
             size = use.value.const_value.size if use.value.const_value is not None else 0
             name = name_of(use.value)
             rows.append(LayerReport(name, use.node.op_type, 16, "float", float("inf"), 2 * size))
