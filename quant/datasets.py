@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quant.archive import digest
 from quant.errors import UserError
 from quant.model import Model, TensorSpec
 from quant.task import Task
@@ -48,7 +50,7 @@ def load_dataset(name: str, model: Model, task: Task) -> Dataset:
     if name in {"", TASK}:
         if task.n_calibration == 0:
             raise UserError("The task has no calibration samples to train on.")
-        return _checked("the task's calibration samples", dict(task.calibration), None, model)
+        return _checked("'task' (its calibration samples)", dict(task.calibration), None, model)
     path = Path(name)
     if path.is_dir():
         arrays = {p.stem: _read_npy(p) for p in sorted(path.glob("*.npy"))}
@@ -71,6 +73,27 @@ def load_dataset(name: str, model: Model, task: Task) -> Dataset:
         raise UserError(f"Training data {name} does not exist.", "Check --train-dataset.")
     labels = arrays.pop("labels", None)
     return _checked(name, arrays, labels, model)
+
+
+def referenced_files(options: Sequence[Any]) -> dict[str, str]:
+    """{path: sha256} of every file or folder that a method's options name.
+
+    Part of what decides a result besides the options' text: a changed file under the same name
+    is another training set, or other sparsities.
+    """
+    found: dict[str, str] = {}
+    for given in options:
+        for item in dataclasses.fields(given):
+            value = getattr(given, item.name)
+            if not isinstance(value, str) or not value:
+                continue
+            path = Path(value)
+            if path.is_file():
+                found[value] = digest(path)[2]
+            elif path.is_dir():
+                parts = [(p.name, digest(p)[2]) for p in sorted(path.glob("*.npy"))]
+                found[value] = hashlib.sha256(repr(parts).encode()).hexdigest()
+    return found
 
 
 def _checked(name: str, arrays: dict[str, Array], labels: Array | None, model: Model) -> Dataset:

@@ -5,8 +5,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from quant.datasets import load_dataset
+from quant.datasets import load_dataset, referenced_files
 from quant.errors import UserError
+from quant.methods.qat import QatOptions
+from quant.methods.sparse import SparseOptions
 from quant.model import load
 from quant.task import load_task
 
@@ -102,3 +104,16 @@ def test_ragged_and_text_columns_are_refused(loaded, tmp_path):
     pq.write_table(pa.table({"x": ["a", "b"]}), path)
     with pytest.raises(UserError, match="not numbers"):
         load_dataset(str(path), *loaded)
+
+
+def test_files_that_options_name_are_part_of_what_decides(tmp_path):
+    train, layers = tmp_path / "d.npz", tmp_path / "layers.json"
+    train.write_bytes(b"one")
+    layers.write_text("{}")
+    options = [QatOptions(train_dataset=str(train)), SparseOptions(layer_wise_sparsity=str(layers))]
+    first = referenced_files(options)
+    assert set(first) == {str(train), str(layers)}
+    train.write_bytes(b"two")
+    second = referenced_files(options)
+    assert second[str(train)] != first[str(train)] and second[str(layers)] == first[str(layers)]
+    assert referenced_files([QatOptions()]) == {}
