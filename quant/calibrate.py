@@ -242,7 +242,9 @@ def _entropy(s: Statistics, options: RangeOptions) -> tuple[float, float]:
     for fraction in np.geomspace(0.05, 1.0, 64):
         low, high = min(s.low, 0.0) * fraction, max(s.high, 0.0) * fraction
         inside = (c >= low) & (c <= high)
-        if inside.sum() < 2:
+        # With fewer bins than levels the quantized form is the histogram itself: no range is too
+        # narrow for it, and clipping looks free.
+        if inside.sum() < levels and fraction < 1.0:
             continue
         p = h[inside].copy()
         p[0] += h[c < low].sum()

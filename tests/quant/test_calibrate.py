@@ -74,6 +74,13 @@ def test_entropy_stays_within_the_observed_range():
     assert s.low <= low < 0 < high < 40.0
 
 
+def test_entropy_does_not_take_a_range_of_fewer_bins_than_levels_for_exact():
+    # Uniform activations lose a tenth of their mass for every tenth of range that is cut.
+    s = _statistics(np.random.default_rng(3).uniform(0.0, 6.0, 50_000))
+    _, high = value_range(s, RangeOptions("entropy"))
+    assert high > 5.0
+
+
 def test_constant_and_zero_activations():
     assert value_range(_statistics([3.0, 3.0]), RangeOptions("mse")) == (3.0, 3.0)
     assert value_range(_statistics([0.0]), RangeOptions("percentile")) == (0.0, 0.0)
