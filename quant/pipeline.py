@@ -14,18 +14,15 @@ from quant.report import with_layers
 from quant.state import Quantized
 from quant.task import Task
 
-_SMALL_DEPTH = 256  # inputs per output up to which second-order rounding is practically free
-
 
 @dataclass(frozen=True)
 class Pipeline:
     """How to quantize.
 
-    level: 0 to 1: range search + bias correction; 2: + second order for layers of small
-    depth (depthwise, first convolutions); 3: for all. smooth:
-    transformer rewrites first; equalize: channel scales into the weights first. optimize_for:
-    hexagon obeys HTP; mobile also what QNN's CPU and GPU backends take; general is plain ONNX QDQ
-    of the graph as it is, for any runtime.
+    level: 0 plain; 1 range search + bias correction; 2 + second-order rounding of convolutions;
+    3 of all layers. smooth: transformer rewrites first; equalize: channel scales into the weights
+    first. optimize_for: hexagon obeys HTP; mobile also what QNN's CPU and GPU backends take;
+    general is plain ONNX QDQ of the graph as it is, for any runtime.
     """
 
     weight_bits: int = 8
@@ -71,7 +68,7 @@ def run(state: Quantized, task: Task, options: Pipeline) -> Quantized:
                 per_channel=options.per_channel,
                 block_size=options.block_size,
                 second_order=options.level >= 3,
-                second_order_depth=_SMALL_DEPTH if options.level >= 2 else 0,
+                second_order_conv=options.level >= 2,
                 keep_share=options.keep_share,
             ),
         )

@@ -33,8 +33,8 @@ _BATCHED_DEPTH = 64  # groups up to this depth are rounded all at once
 class RefineOptions:
     """bits: of the weights. second_order: else rounding to nearest after the range search.
 
-    second_order_depth: layers with at most so many inputs per output are rounded second-order all
-    the same: their Hessians cost nothing, and few weights cannot average their errors out.
+    second_order_conv: convolutions are rounded second-order all the same: their inputs are so
+    correlated that rounding to nearest loses most there, and their Hessians are small.
     """
 
     bits: int = 8
@@ -42,7 +42,7 @@ class RefineOptions:
     block_size: int = 0
     search: bool = True
     second_order: bool = False
-    second_order_depth: int = 0
+    second_order_conv: bool = False
     correct_bias: bool = True
     samples: int = 128
     keep_share: float = 0.0  # share of the weights that may stay at 8 bits, the worst ones first
@@ -76,7 +76,7 @@ def refine_weights(
         encodings[layer.weight] = encoding
         if options.keep_share > 0.0 and bits < 8:
             finer[layer.weight] = _finer(layer, data, moments, options, restored)
-        if _second_order(options, to_matrix(layer, data).shape[-1]):
+        if _second_order(options, layer):
             codes[layer.weight] = q
         if options.correct_bias and layer.bias is not None:
             shift = bias_shift(to_matrix(layer, data), restored, moments.mean)
@@ -114,7 +114,7 @@ def _finer(
     weight = to_matrix(layer, data)
     signal = float(weighted_error(weight, hessian).sum())
     error = float(weighted_error(weight - narrow, hessian).sum())
-    wide = replace(options, block_size=0)
+    wide = replace(options, block_size=0, second_order=False)  # 8 bits need no more
     encoding, codes = round_layer(layer, data, hessian, wide, 8)
     shift = None
     if options.correct_bias and layer.bias is not None:
@@ -144,8 +144,8 @@ def _refine_layer(
     return encoding, codes, to_matrix(layer, encoding.dequantize(codes))
 
 
-def _second_order(options: RefineOptions, depth: int) -> bool:
-    return options.second_order or depth <= options.second_order_depth
+def _second_order(options: RefineOptions, layer: Layer) -> bool:
+    return options.second_order or (options.second_order_conv and layer.is_conv)
 
 
 def round_layer(
@@ -158,15 +158,12 @@ def round_layer(
     if layer.is_conv or (block and depth % block):
         block = 0
     per_channel = options.per_channel or bits < 8
-    careful = _second_order(options, depth)
+    careful = _second_order(options, layer)
     if careful and weight.shape[0] > 1 and depth <= _BATCHED_DEPTH and per_channel:
         scale, q = second_order_batched(weight, hessian, bits)
         encoding = _encoding(layer, data, scale.astype(np.float32), bits, 0, per_channel)
         return encoding, from_matrix(layer, q, data.shape).astype(encoding.numpy_dtype)
-    # At 8 bits clipping buys little, and what the calibration never showed would pay for it.
-    steps, smallest = SEARCH_STEPS, SMALLEST_FRACTION if bits < 8 else 0.8
-    if not options.search:
-        steps, smallest = 1, 1.0
+    steps, smallest = (SEARCH_STEPS, SMALLEST_FRACTION) if options.search else (1, 1.0)
     scale = search_scale(
         weight,
         hessian,

@@ -1,8 +1,8 @@
 """per-channel: 8-bit weights per output channel with optimisation levels.
 
 Level 0 rounds to nearest on calibrated ranges; 1 adds a range search weighted by the inputs and
-bias correction; 2 adds smoothing (the rewrites of quant.transformer) and second-order rounding
-where Hessians are tiny; 3 adds second-order rounding everywhere. Equalisation of convolutions is
+bias correction; 2 adds smoothing (the rewrites of quant.transformer) and second-order rounding of
+convolutions; 3 adds second-order rounding of every layer. Equalisation of convolutions is
 asked for by activation_method=per-channel.
 """
 
