@@ -15,6 +15,7 @@ from quant.graph import array_of, initializer_uses, name_of
 from quant.layers import from_matrix, to_matrix
 from quant.methods.base import Method, Quantized
 from quant.methods.int8 import check_activation_bits
+from quant.model import Model
 from quant.reweight import (
     Snap,
     corrected_bias,
@@ -90,7 +91,7 @@ def apply(state: Quantized, task: Task, options: ClusterOptions) -> Quantized:
         fitted = fit(state, original, task, data, options.training())
         note = fitted.note("cluster fine-tuned")
         state = replace(fitted.state, notes=(*fitted.state.notes, note))
-    return with_download_note(state, options.clusters)
+    return with_download_note(state, original, options.clusters)
 
 
 def _cluster_codes(state: Quantized, task: Task, options: ClusterOptions) -> Quantized:
@@ -222,13 +223,13 @@ def stored(state: Quantized) -> bytes:
     return codebook.pack_all({name: state.plan.codes[name] for name in state.codebooks})
 
 
-def download(state: Quantized) -> codebook.Download:
-    """What the weights of a clustered model take to transfer. Sizes of the whole model."""
+def download(state: Quantized, original: Model) -> codebook.Download:
+    """What all weights of a clustered model take to transfer, and those of the float model."""
     packed = len(stored(state))
-    other = floats = 0
+    other = 0
+    floats = sum(array_of(v).nbytes for v in original.ir.graph.initializers.values())
     for name, value in state.model.ir.graph.initializers.items():
         data = array_of(value)
-        floats += data.nbytes
         encoding = state.plan.tensors.get(name)
         if encoding is None:
             other += data.nbytes
@@ -238,8 +239,8 @@ def download(state: Quantized) -> codebook.Download:
     return codebook.Download(packed, other, floats)
 
 
-def with_download_note(state: Quantized, clusters: int) -> Quantized:
-    size = download(state)
+def with_download_note(state: Quantized, original: Model, clusters: int) -> Quantized:
+    size = download(state, original)
     most = max((int(np.unique(state.plan.codes[n]).size) for n in state.codebooks), default=0)
     note = (
         f"cluster: at most {most} distinct weights in each of {len(state.codebooks)} tensors "

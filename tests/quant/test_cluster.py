@@ -137,7 +137,10 @@ def test_embedding_tables_are_clustered_and_download_is_the_files(encoder_path):
     state = quantized(encoder_path, "cluster[clusters=8]")
     table = next(n for n in state.codebooks if "table" in n)
     assert np.unique(state.plan.codes[table]).size <= 8
-    size = download(state)
+    original = load(encoder_path)
+    size = download(state, original)
+    arrays = [v.const_value.numpy() for v in original.ir.graph.initializers.values()]
+    assert abs(size.float_bytes - sum(a.nbytes for a in arrays)) < 200
     restored = unpack_all(stored(state))
     assert set(restored) == set(state.codebooks)
     for name, codes in restored.items():
