@@ -237,6 +237,10 @@ def _entropy(s: Statistics, options: RangeOptions) -> tuple[float, float]:
     assert s.counts is not None
     h = s.counts.astype(np.float64)
     c = s.centers
+    # Exact zeros (of a ReLU, of padding) are represented exactly at any range: left in, their
+    # spike outweighs everything that clipping loses.
+    zero = BINS // 2
+    h[zero] = min(h[zero], np.maximum(h[zero - 1], h[zero + 1]))
     levels = min(2**options.bits, 1024)
     best, chosen = math.inf, (s.low, s.high)
     for fraction in np.geomspace(0.05, 1.0, 64):
