@@ -106,12 +106,14 @@ def assemble(
     *,
     weights: Mapping[str, Encoding] | None = None,
     codes: Mapping[str, Array] | None = None,
+    given: Mapping[str, Encoding] | None = None,
 ) -> tuple[Model, QuantPlan]:
     """The float graph with a branch (Identity) where one value is needed at two widths, and the
     plan that encodes it.
 
     ranges: [low, high] of each activation of `model`, by width (8 and 16). weights, codes: chosen
-    encodings and integers by name; a weight without one is rounded to nearest at its bits.
+    encodings and integers by name; a weight without one is rounded to nearest at its bits. given:
+    encodings that values and constants take as they are, at the width they have.
     """
     edited = model.clone()
     graph = edited.graph
@@ -125,7 +127,13 @@ def assemble(
     values = {name_of(v): v for v in activations(graph)}
     roots = encoding_groups(graph)
 
+    named: dict[tuple[str, int], Encoding] = {}
+    for name, encoding in (given or {}).items():
+        named.setdefault((roots.get(name, name), encoding.bits), encoding)
+
     def encode(name: str, width: int) -> Encoding:
+        if (roots[name], width) in named:
+            return named[roots[name], width]
         return asymmetric(*ranges[width][name], width)
 
     for name, value in values.items():
@@ -222,6 +230,9 @@ def _plan_constants(
         if use.role == "weight":
             bits = assignment.weights.get(name, 8)
             tensors[name] = chosen.get(name) or weight_encoding(use, PlanOptions(weight_bits=bits))
+            continue
+        if name in chosen and chosen[name].bits == (8 if use.role == "gamma" else width):
+            tensors[name] = chosen[name]
             continue
         data = array_of(use.value)
         low, high = float(data.min(initial=0.0)), float(data.max(initial=0.0))

@@ -10,6 +10,8 @@ from typing import Any
 import onnx_ir as ir
 
 from quant import calibrate, transformer
+from quant.encoding import Encoding
+from quant.encodings_io import encodings_document, read_encodings
 from quant.errors import UserError, unknown_name
 from quant.evaluate import Evaluation, evaluate_outputs, run_model
 from quant.figures import Provenance
@@ -66,6 +68,9 @@ class HybridOptions:
     layer_wise_config: str | None = _option(
         None, "JSON file with precisions of single layers (docs/hybrid.md)."
     )
+    encodings: str | None = _option(
+        None, "Encodings file of AIMET or QAIRT (JSON); its tensors take what it says."
+    )
     sensitivity_analysis: bool = _option(
         False, "Measure every layer's sensitivity; a budget implies it."
     )
@@ -111,7 +116,10 @@ class HybridOptions:
         if self.sensitivity_samples < 1:
             raise UserError(f"sensitivity-samples {self.sensitivity_samples} is below 1.")
         calibrate.RangeOptions(self.calibration_method, self.percentile)
-        self.budget()
+        if self.budget() is not None and self.encodings is not None:
+            raise UserError(
+                "A budget and an encodings file both decide precisions.", "Give one of them."
+            )
 
     def budget(self) -> Budget | None:
         """The budget, or None where none is given."""
@@ -216,7 +224,8 @@ def apply(state: Quantized, task: Task, options: HybridOptions) -> Quantized:
     model = state.model
     searches_widths = budget is not None and (budget.max_a16 is not None or budget.drop is not None)
     # Names of single layers are those of the user's graph: leave its operators as they are.
-    if attention and (bits == 8 or searches_widths) and options.layer_wise_config is None:
+    by_name = options.layer_wise_config is not None or options.encodings is not None
+    if attention and (bits == 8 or searches_widths) and not by_name:
         model = transformer.prepare(model, task)
     tamed = tame(model, task)
     graph = tamed.model.ir.graph
@@ -231,6 +240,10 @@ def apply(state: Quantized, task: Task, options: HybridOptions) -> Quantized:
     used = sorted(set(parts.values()), key=PARTS.index)
     notes = ["hybrid: " + ", ".join(f"{p} {precisions[p]}" for p in used)]
     chosen, reports = base.assignment, dict(state.reports)
+    given: Mapping[str, Encoding] = {}
+    if options.encodings is not None:
+        given, chosen, said = _given(Path(options.encodings), graph, chosen)
+        notes += said
     if budget is not None or options.sensitivity_analysis:
         analysis = measure(
             tamed.model,
@@ -251,7 +264,8 @@ def apply(state: Quantized, task: Task, options: HybridOptions) -> Quantized:
             chosen, said = choose(analysis, budget, judge)
             notes += said
         reports["sensitivity"] = report(analysis, chosen)
-    done = build(rounded, chosen, ranges)
+    done = build(rounded, chosen, ranges, given)
+    reports["aimet_encodings"] = encodings_document(done.plan, done.model.ir.graph)
     return replace(
         state,
         model=done.model,
@@ -275,14 +289,61 @@ def _ranges(
     return {8: activation_ranges(model, task, narrow, known), 16: wide}
 
 
-def build(rounded: Roundings, chosen: Assignment, ranges: Mapping[int, Ranges]) -> Quantized:
-    """The quantized model of an assignment, with its report per layer."""
+def build(
+    rounded: Roundings,
+    chosen: Assignment,
+    ranges: Mapping[int, Ranges],
+    given: Mapping[str, Encoding] | None = None,
+) -> Quantized:
+    """The quantized model of an assignment, with its report per layer. given: encodings that are
+    taken as they are."""
+    given = given or {}
     composed = rounded.compose(chosen)
     mixed, plan = assemble(
-        composed.model, chosen, ranges, weights=composed.encodings, codes=composed.codes
+        composed.model,
+        chosen,
+        ranges,
+        weights={**composed.encodings, **given},
+        codes={n: q for n, q in composed.codes.items() if n not in given},
+        given=given,
     )
     done = with_layers(Quantized(mixed, plan))
     return replace(done, layers=(*done.layers, *_float_layers(mixed.ir.graph, chosen)))
+
+
+def _given(
+    path: Path, graph: ir.Graph, chosen: Assignment
+) -> tuple[dict[str, Encoding], Assignment, list[str]]:
+    """(encodings of an imported file, the assignment with its widths, what to say about it)."""
+    found = read_encodings(path, graph)
+    makers = {name_of(v): node_key(n) for n in graph if computes(n) for v in n.outputs}
+    uses = {name_of(u.value): u for u in initializer_uses(graph)}
+    inputs = {v.name for v in graph.inputs}
+    widths, weights = dict(chosen.widths), dict(chosen.weights)
+    used: dict[str, Encoding] = {}
+    foreign: list[str] = []
+    for name, encoding in found.tensors.items():
+        if name in makers:
+            widths[makers[name]] = encoding.bits
+        elif name in uses and uses[name].role == "weight":
+            weights[name] = encoding.bits
+        elif name in uses and uses[name].role == "bias":
+            continue  # its encoding follows from input and weight
+        elif name not in inputs and name not in uses:
+            foreign.append(name)
+            continue
+        used[name] = encoding
+    for name in found.floats:
+        if name in makers:
+            widths[makers[name]] = FLOAT
+    if not used and not found.floats:
+        known = [*uses, *makers]
+        raise unknown_name(f"tensor in {path.name}:", foreign[0] if foreign else "", known)
+    notes = [f"{len(used)} encodings from {path.name}"]
+    if foreign:
+        listed = ", ".join(foreign[:3]) + (" ..." if len(foreign) > 3 else "")
+        notes.append(f"{len(foreign)} encodings name tensors that fusion removed: {listed}")
+    return used, Assignment(compatible(graph, widths), weights), notes
 
 
 def _judge(
