@@ -58,7 +58,7 @@ class ClusterOptions:
         default="task", metadata={"help": "As --train-dataset of qat; used with --fine-tune."}
     )
     epochs: int = field(default=4, metadata={"help": "Of fine-tuning."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Of fine-tuning, relative."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "Of fine-tuning, relative."})
     batch_size: int = field(default=16, metadata={"help": "Of fine-tuning."})
     seed: int = field(default=0, metadata={"help": "Of fine-tuning: the order of samples."})
 

@@ -25,7 +25,7 @@ class QatOptions:
     )
     epochs: int = field(default=8, metadata={"help": "Passes over the training data."})
     learning_rate: float = field(
-        default=1e-3, metadata={"help": "Per step, relative to the size of what is trained."}
+        default=3e-4, metadata={"help": "Per step, relative to the size of what is trained."}
     )
     batch_size: int = field(default=16, metadata={"help": "Samples per step."})
     weight_bits: int = field(default=8, metadata={"help": "4 or 8, where no step made a plan."})

@@ -73,7 +73,7 @@ class SparseOptions:
         metadata={"help": "linear, cubic or exponential rise over the stages of fine-tuning."},
     )
     epochs: int = field(default=4, metadata={"help": "Of fine-tuning, over all stages."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Of fine-tuning, relative."})
+    learning_rate: float = field(default=3e-4, metadata={"help": "Of fine-tuning, relative."})
     batch_size: int = field(default=16, metadata={"help": "Of fine-tuning."})
     seed: int = field(default=0, metadata={"help": "Of fine-tuning: the order of samples."})
 

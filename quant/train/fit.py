@@ -46,7 +46,7 @@ class Training:
     """learning_rate: per step, relative to the size of what is trained (see parameters.py)."""
 
     epochs: int = 4
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     batch_size: int = 32
     loss: str = "auto"
     seed: int = 0
@@ -57,7 +57,7 @@ class Training:
         if not 0.0 < self.learning_rate <= 1.0:
             raise UserError(
                 f"learning-rate {self.learning_rate:g} is not above 0 and at most 1.",
-                "It is relative to the weights' size: 0.001 is a good start.",
+                "It is relative to the weights' size: 0.0003 is a good start.",
             )
         if self.batch_size < 1:
             raise UserError(f"batch-size {self.batch_size} is not 1 or more.")
