@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--port", type=int, default=15038, help="of the adb server used here")
     options = parser.parse_args()
+    os.environ["ADB_USB"] = "0"  # emulated devices alone, and no wait for USB
     server = AdbServer(options.port)
     with tempfile.TemporaryDirectory() as folder, EmulatedPhone("sm8650") as phone:
         try:

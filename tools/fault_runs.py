@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from host import deploy, install
 from host.adb import AdbDevice, AdbServer
 from host.bench.device import SegmentDone
 from host.bench.plan import Job, get_profile
-from host.bench.run import run_bench
+from host.bench.run import BenchEvents, run_bench
 from host.cli.bench import model_inputs, resolve_bench
 from host.devices import DeviceInfo
 from host.emulate import EmulatedPhone
@@ -39,8 +39,10 @@ SOC = "sm8650"
 TIME_FACTOR = 20.0
 DATA_MB = 60.0
 RUN_LIMIT_S = 180.0
-# A bench of one cached variant takes about this long here, start of the agent included.
-STRIKE_WITHIN_S = 7.0
+# One fault in four strikes while the session is opened, the others after a drawn segment.
+OPENING_SHARE = 0.25
+OPENING_S = 4.0
+SEGMENTS = 7  # the check and six blocks
 RETURN_TIMEOUT_S = 8.0  # the devices here come back within 3 s or never
 KINDS = (
     "none", "drop", "freeze", "freeze-short", "reboot", "refuse-push", "full-disk", "slow-usb",
@@ -54,19 +56,34 @@ class Outcome:
 
     seed: int
     fault: str
-    at_s: float
+    moment: str
     status: str  # of the run's row; error: the bench ended before it had one
     message: str
     seconds: float
     problems: tuple[str, ...]
 
 
-class _Silent:
-    """BenchEvents that nobody watches."""
+class _Striker:
+    """BenchEvents that let the fault strike `delay_s` after segment number `after` (or at once)."""
+
+    def __init__(self, strike: Callable[[], None], after: int, delay_s: float) -> None:
+        self._left = after
+        self._timer = threading.Timer(delay_s, strike)
+        if after == 0:
+            self._timer.start()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self._timer.ident:
+            self._timer.join()
+
+    def segment(self, done: SegmentDone) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._timer.start()
 
     def planned(self, session_id: str, info: DeviceInfo, jobs: Sequence[Job]) -> None: ...
     def stage(self, run_id: str, stage: str, seconds: float) -> None: ...
-    def segment(self, done: SegmentDone) -> None: ...
     def finished(self, run_id: str, status: RunStatus, message: str) -> None: ...
 
 
@@ -74,7 +91,9 @@ def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:
     """One bench with the fault and the moment that `seed` draws."""
     rng = random.Random(seed)
     kind = KINDS[seed % len(KINDS)]
-    at_s = rng.uniform(0.0, STRIKE_WITHIN_S)
+    opening = rng.random() < OPENING_SHARE
+    after = 0 if opening else rng.randrange(1, SEGMENTS)
+    delay_s = rng.uniform(0, OPENING_S) if opening else rng.uniform(0, 0.4)
     text = {
         "freeze-short": f"freeze:for={rng.uniform(1, 3):.1f}",
         "reboot": f"reboot:for={rng.uniform(0.2, 2):.1f}",
@@ -82,7 +101,7 @@ def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:
         "slow-usb": f"slow-usb:rate={rng.randrange(40_000, 400_000)}",
     }.get(kind, kind)
     if kind == "refuse-push":
-        at_s = 0.0  # what is pushed is pushed in the beginning
+        after, delay_s = 0, 0.0  # what is pushed is pushed in the beginning
     started = time.monotonic()
     status, message, problems = "error", "", []
     with EmulatedPhone(SOC, time_factor=TIME_FACTOR, data_mb=DATA_MB) as phone:
@@ -98,11 +117,10 @@ def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:
             elif kind != "none":
                 phone.fault(text)
 
-        timer = threading.Timer(at_s, strike)
-        timer.start()
+        striker = _Striker(strike, after, delay_s)
         db_path = folder / f"{seed}.duckdb"
         try:
-            outcome = _bench(phone.serial, db_path, folder)
+            outcome = _bench(phone.serial, db_path, folder, striker)
             run_id, run_status = next(iter(outcome.items()))
             status = run_status.value
             message, problems = _check(db_path, run_id, run_status)
@@ -110,8 +128,7 @@ def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:
             # The device was gone before there was a session: one line, exit 5.
             message = error.message
         finally:
-            timer.cancel()
-            timer.join()
+            striker.stop()
         problems += _left_on(device)
         group = phone.process.pid
         server.disconnect(phone.serial)
@@ -120,10 +137,11 @@ def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:
     seconds = time.monotonic() - started
     if kind == "none" and status != "ok":
         problems.append("failed without a fault")
-    return Outcome(seed, text, at_s, status, message, seconds, tuple(problems))
+    moment = f"segment {after} + {delay_s:.1f} s"
+    return Outcome(seed, text, moment, status, message, seconds, tuple(problems))
 
 
-def _bench(serial: str, db_path: Path, folder: Path) -> dict[str, RunStatus]:
+def _bench(serial: str, db_path: Path, folder: Path, events: BenchEvents) -> dict[str, RunStatus]:
     config = resolve_bench(
         {
             "device": serial,
@@ -141,7 +159,7 @@ def _bench(serial: str, db_path: Path, folder: Path) -> dict[str, RunStatus]:
         resume=False,
         input_shapes=[],
     )
-    return run_bench(config, _Silent()).statuses
+    return run_bench(config, events).statuses
 
 
 def _check(db_path: Path, run_id: str, status: RunStatus) -> tuple[str, list[str]]:
@@ -214,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     os.environ["ANDROID_ADB_SERVER_PORT"] = str(options.port)
     deploy.RETURN_TIMEOUT_S = RETURN_TIMEOUT_S
+    os.environ["ADB_USB"] = "0"  # emulated devices alone, and no wait for USB
     server = AdbServer(options.port)
     outcomes = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -226,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 faulthandler.cancel_dump_traceback_later()
                 outcomes.append(outcome)
                 print(
-                    f"{seed:3d} {outcome.fault:22} at {outcome.at_s:4.1f} s: {outcome.status:8}"
+                    f"{seed:3d} {outcome.fault:22} {outcome.moment}: {outcome.status:6}"
                     f" {outcome.seconds:5.1f} s {outcome.message} {'; '.join(outcome.problems)}",
                     flush=True,
                 )

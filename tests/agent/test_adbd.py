@@ -1,5 +1,6 @@
 """The emulated device against the real adb binary, in the sandbox and with the command table."""
 
+import os
 import socket
 import subprocess
 import time
@@ -19,6 +20,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[AdbServer]:
+    os.environ["ADB_USB"] = "0"  # emulated devices alone, and no wait for USB
     server = AdbServer(free_port())
     server.ensure()
     yield server

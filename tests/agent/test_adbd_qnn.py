@@ -1,6 +1,7 @@
 """The stand-in of qnn-net-run on an emulated device: the tool's files, our goldens."""
 
 import io
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ COMMON = (
 def device() -> Iterator[AdbDevice]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
+    os.environ["ADB_USB"] = "0"  # emulated devices alone, and no wait for USB
     server = AdbServer(port)
     with EmulatedPhone("sm8650") as phone:
         if not phone.sandboxed:

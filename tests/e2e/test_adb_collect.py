@@ -23,6 +23,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AdbServer]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+    os.environ["ADB_USB"] = "0"  # emulated devices alone, and no wait for USB
     server = AdbServer(port)
     server.ensure()
     yield server

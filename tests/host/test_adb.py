@@ -1,5 +1,6 @@
 """What the user is told when adb fails. The fake is the adb server's wire, and nothing above it."""
 
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -123,6 +124,7 @@ def test_what_adb_prints_is_explained(text: str, expected: str) -> None:
 def server() -> Iterator[AdbServer]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
+    os.environ["ADB_USB"] = "0"  # emulated devices alone, and no wait for USB
     server = AdbServer(port)
     server.ensure()
     yield server

@@ -27,6 +27,7 @@ def server() -> Iterator[AdbServer]:
         port = listener.getsockname()[1]
     before = os.environ.get("ANDROID_ADB_SERVER_PORT")
     os.environ["ANDROID_ADB_SERVER_PORT"] = str(port)
+    os.environ["ADB_USB"] = "0"  # emulated devices alone, and no wait for USB
     server = AdbServer(port)
     server.ensure()
     yield server
