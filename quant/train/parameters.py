@@ -28,7 +28,7 @@ _PRUNED_SHARE = 0.1  # a weight with this share of exact zeros keeps them
 
 @dataclass(frozen=True)
 class Trained:
-    """Which parts of the state learn. assignments: clustered weights move with their level."""
+    """Which parts of the state learn. A clustered weight moves with its level only."""
 
     weights: bool = True
     scales: bool = True

@@ -117,6 +117,16 @@ def test_optimal_levels_beat_linear_ones(cnn_path):
     )
 
 
+def test_it_clusters_what_a_hybrid_plan_made_integer(cnn_path, tmp_path):
+    state = quantized(cnn_path, "hybrid+cluster[clusters=8]")
+    plain = quantized(cnn_path, "hybrid")
+    planned = {n for n in ("w0", "w1", "w2", "wf") if n in plain.plan.tensors}
+    assert set(state.codebooks) == planned and planned
+    for name, codes in weight_codes(state, tmp_path).items():
+        assert np.unique(codes).size <= 8
+        assert state.plan.tensors[name].bits == plain.plan.tensors[name].bits
+
+
 @pytest.mark.parametrize("variant", ["cluster[clusters=8]+int8", "int4+cluster[clusters=8]"])
 def test_levels_survive_a_plan_in_either_order(cnn_path, tmp_path, variant):
     state = quantized(cnn_path, variant)
