@@ -82,7 +82,7 @@ class SegmentSpec:
     warmup_ns: int = 0
     idle_ns: int = 0
     warmup_max_ns: int = 0  # 0: one piece of warmup_ns; else until the latency is steady
-    perf_profile: str = "burst"
+    perf_profile: str = ""  # empty: as the artifact's run settings say
     sample_rate_hz: float = 100.0
     cooldown: Cooling | None = None
     ceilings: tuple[tuple[str, float], ...] = ()  # (site, degrees C) at which the segment fails

@@ -35,7 +35,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("mock", bool, False, "run on emulated:<soc> without adb"),
         Setting("methods", str, "all", "methods grammar, e.g. int8,int4+sparse[sparsity=0.5]"),
         Setting("profile", str, None, "rapid, quick, normal or sustained"),
-        Setting("perf_profile", str, "burst", "the HTP's performance profile"),
+        Setting("perf_profile", str, None, "the HTP's performance profile (the artifact's: burst)"),
         Setting("db_path", Path, None, "DuckDB file (qhost.duckdb; with --mock qhost-mock.duckdb)"),
         Setting("output_dir", Path, Path("qhost-out"), "where reports and artifacts are written"),
         Setting("cache_dir", Path, None, "artifacts cached by content (~/.cache/qhost)"),

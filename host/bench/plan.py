@@ -80,7 +80,7 @@ class Conditions:
 
     soc: str
     profile: Profile
-    perf_profile: str = "burst"
+    perf_profile: str = ""  # empty: as the artifact's run settings say
     sample_rate_hz: float = 100.0
     cooldown_timeout_s: float = 300.0  # 0: no gate
     cooldown_above_c: float = 3.0

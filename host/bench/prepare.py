@@ -13,6 +13,7 @@ from host.devices import Target
 from host.errors import UserError, unknown_name
 from quant.artifact import Artifact, open_artifact
 from quant.build import BuildRequest
+from quant.htp.options import RunSettings
 from quant.htp.soc import Soc
 from quant.methods import METHODS
 from quant.methods.grammar import Variant
@@ -46,7 +47,7 @@ class BenchConfig:
     output_dir: Path
     cache_dir: Path
     profile: str | None = None
-    perf_profile: str = "burst"
+    perf_profile: str = ""  # empty: as each artifact's run settings say
     emulator_samples: int = 256
     seed: int = 0
     time_factor: float | None = None
@@ -82,6 +83,11 @@ class PreparedModel:
     model: Model
     task: Task
 
+    @property
+    def perf_profile(self) -> str:
+        """What the artifacts built here say (RunSettings' default)."""
+        return RunSettings().perf_profile
+
     def request(self, config: BenchConfig, variant: str, soc: str) -> BuildRequest:
         return BuildRequest(
             model_path=self.source.path,
@@ -103,6 +109,10 @@ class PreparedArtifact:
     identity: Identity
     variants: tuple[JobVariant, ...]
     artifact: Artifact
+
+    @property
+    def perf_profile(self) -> str:
+        return str(self.artifact.manifest["run_settings"]["perf_profile"])
 
 
 Prepared = PreparedModel | PreparedArtifact

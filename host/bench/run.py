@@ -237,7 +237,7 @@ class _Bench:
                 "+".join(variant.methods),
                 variant.canonical,
                 self.profile.name,
-                perf_profile=self.config.perf_profile,
+                perf_profile=self.config.perf_profile or p.perf_profile,
                 seed=self.config.seed,
                 options_json=variant.options_json,
                 accuracy_metric=identity.metric,

@@ -160,7 +160,7 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="rapid (default with --mock), quick, normal (default), sustained."),
         ] = None,
         perf_profile: Annotated[
-            str | None, typer.Option(help="The HTP's performance profile (default burst).")
+            str | None, typer.Option(help="The HTP's performance profile (the artifact's: burst).")
         ] = None,
         db_path: Annotated[
             Path | None,
@@ -263,7 +263,7 @@ def resolve_bench(
         output_dir=values["output_dir"],
         cache_dir=cache_dir(values["cache_dir"]),
         profile=values["profile"],
-        perf_profile=values["perf_profile"],
+        perf_profile=values["perf_profile"] or "",
         emulator_samples=values["emulator_samples"],
         seed=values["seed"],
         time_factor=values["time_factor"],

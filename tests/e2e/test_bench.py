@@ -171,7 +171,10 @@ def test_two_builds_are_byte_identical(lab, tmp_path):
 
 
 def test_a_second_bench_builds_nothing(lab):
-    done = lab.run(*lab.bench_args("--methods", "fp16,int8", "--db-path", "second.duckdb"))
+    done = lab.run(
+        *lab.bench_args("--methods", "fp16,int8"),
+        "--db-path", "second.duckdb", "--output-dir", "second",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     with duckdb.connect(str(lab.folder / "second.duckdb"), read_only=True) as db:
         stages = db.execute("SELECT DISTINCT stage, cached FROM stages").fetchall()
@@ -196,6 +199,7 @@ def test_finished_artifacts_are_run_as_they_are(lab):
     copy.write_bytes(artifact_path(lab, "int8").read_bytes())
     done = lab.run(
         "bench", "--mock", "--device", "sm8650", "--db-path", "artifacts.duckdb", "--json",
+        "--output-dir", "third",
         "--model-path", str(artifact_path(lab, "int8")), "--model-path", str(copy),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

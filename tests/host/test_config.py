@@ -18,7 +18,7 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path):
         "quick",
         str(tmp_path / "qhost.toml"),
     )
-    assert (out["perf_profile"].value, out["perf_profile"].source) == ("burst", "default")
+    assert (out["perf_profile"].value, out["perf_profile"].source) == (None, "default")
 
 
 def test_the_file_is_found_in_a_parent_folder(tmp_path):

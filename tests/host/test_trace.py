@@ -12,8 +12,9 @@ from host.errors import UserError
 from host.store.rows import Channel, Mark, RunData, RunRow, Samples
 from host.trace import channel_summary, export_trace, perfetto_trace, sparkline, trace_table
 
-RUN = RunRow("r1", "s1", "m", "vision", "f", "t", "sm8650", "emulated:sm8650", "EMU", "int8", "int8",
-             "rapid")  # fmt: skip
+RUN = RunRow(
+    "r1", "s1", "m", "vision", "f", "t", "sm8650", "emulated:sm8650", "EMU", "int8", "int8", "rapid"
+)
 T = np.arange(10, dtype=np.int64) * 1_000_000 + 5
 DATA = RunData(
     "r1",
