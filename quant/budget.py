@@ -24,7 +24,7 @@ from quant.graph import (
     initializer_uses,
     name_of,
 )
-from quant.mixed import FLOAT
+from quant.mixed import FLOAT, leaders
 from quant.parts import computes, is_layer, moves, node_key
 from quant.sensitivity import LAYERS, OTHERS, Sensitivity
 
@@ -59,7 +59,7 @@ class Activations:
     def __init__(self, graph: ir.Graph, sensitivity: Sensitivity, fixed: Mapping[str, int]) -> None:
         self.sensitivity = sensitivity
         self.fixed = dict(fixed)
-        self.leader = _leaders(graph)
+        self.leader = leaders(graph)
         roots = encoding_groups(graph)
         owners: dict[str, str] = {}
         readers: dict[str, dict[str, list[str]]] = {}
@@ -161,21 +161,6 @@ class Activations:
 def _members(group: _Group) -> set[str]:
     owner = {group.owner} if group.owner else set()
     return owner | {o for keys in group.readers.values() for o in keys}
-
-
-def _leaders(graph: ir.Graph) -> dict[str, str]:
-    """For each computing node the one whose width it shares: a folded Relu follows its layer."""
-    leader: dict[str, str] = {}
-    for node in graph:
-        if not computes(node):
-            continue
-        leader.setdefault(node_key(node), node_key(node))
-        folded = folded_into(node.outputs[0])
-        if folded is not None:
-            reader = folded.producer()
-            assert reader is not None
-            leader[node_key(reader)] = leader[node_key(node)]
-    return leader
 
 
 def within_share(

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from quant.errors import UserError, unknown_name
 from quant.graph import initializer_uses, name_of
+from quant.mixed import leaders
 from quant.parts import computes, is_table_lookup, node_key
 
 _WEIGHTS = {"fp16": 16, "int8": 8, "int4": 4}
@@ -103,6 +104,7 @@ def resolve(
             names.setdefault(name, []).append((node, weight))
     widths: dict[str, int] = {}
     weights: dict[str, int] = {}
+    leader = leaders(graph)
     for pattern, choice in config.items():
         found = names.get(pattern) or [
             pair for name, pairs in names.items() if fnmatchcase(name, pattern) for pair in pairs
@@ -111,7 +113,7 @@ def resolve(
             raise unknown_name(f"layer in {source}:", pattern, sorted(names))
         for node, weight in found:
             if choice.activations is not None:
-                widths[node_key(node)] = choice.activations
+                widths[leader[node_key(node)]] = choice.activations
             if weight is not None and choice.weights is not None and choice.weights < 16:
                 if choice.weights == 4 and is_table_lookup(node):
                     raise UserError(

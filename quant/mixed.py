@@ -50,25 +50,31 @@ class Flow:
     needs: Mapping[str, Mapping[int, tuple[tuple[ir.Node, int], ...]]]
 
 
-def compatible(graph: ir.Graph, widths: Mapping[str, int]) -> dict[str, int]:
-    """The widths with what the HTP does not take evened out.
-
-    A Relu or Clip that folds into its layer has the layer's width.
-    """
-    out = dict(widths)
+def leaders(graph: ir.Graph) -> dict[str, str]:
+    """For each computing node the one whose width it shares: a folded Relu follows its layer."""
+    leader: dict[str, str] = {}
     for node in graph:
         if not computes(node):
             continue
+        leader.setdefault(node_key(node), node_key(node))
         folded = folded_into(node.outputs[0])
         if folded is not None:
-            consumer = folded.producer()
-            assert consumer is not None
-            out[node_key(consumer)] = out[node_key(node)]
-    return out
+            reader = folded.producer()
+            assert reader is not None
+            leader[node_key(reader)] = leader[node_key(node)]
+    return leader
 
 
-def flow(graph: ir.Graph, widths: Mapping[str, int]) -> Flow:
-    """Follow widths through the graph (see Flow); `widths` must be compatible."""
+def compatible(graph: ir.Graph, widths: Mapping[str, int]) -> dict[str, int]:
+    """The widths with those of leaders given to their followers."""
+    return {key: widths[leader] for key, leader in leaders(graph).items()}
+
+
+def flow(
+    graph: ir.Graph, widths: Mapping[str, int], inputs: Mapping[str, int] | None = None
+) -> Flow:
+    """Follow widths through the graph (see Flow); `widths` must be compatible. inputs: widths of
+    model inputs that are decided."""
     groups = encoding_groups(graph)
     forms: dict[str, int] = {}
     needs: dict[str, dict[int, list[tuple[ir.Node, int]]]] = {}
@@ -86,7 +92,8 @@ def flow(graph: ir.Graph, widths: Mapping[str, int]) -> Flow:
         if is_float(value):
             want = wanted.get(groups.get(name_of(value), name_of(value)), {FLOAT})
             # An input is quantized once, in the widest form that is read, unless fp16 reads it.
-            forms[name_of(value)] = FLOAT if FLOAT in want else max(want)
+            form = FLOAT if FLOAT in want else max(want)
+            forms[name_of(value)] = (inputs or {}).get(name_of(value), form)
     for node in graph:
         for value in node.outputs:
             if not is_float(value):
@@ -119,7 +126,7 @@ def assemble(
     graph = edited.graph
     widths = compatible(graph, assignment.widths)
     _own_constants(graph, widths)
-    paths = flow(graph, widths)
+    paths = flow(graph, widths, {n: e.bits for n, e in (given or {}).items()})
     tensors: dict[str, Encoding] = {}
     converted: dict[str, Encoding] = {}
     tables = _tables(graph, widths)
@@ -240,4 +247,4 @@ def _plan_constants(
     return plan.updated(tensors)
 
 
-__all__ = ["FLOAT", "Assignment", "Flow", "assemble", "compatible", "flow"]
+__all__ = ["FLOAT", "Assignment", "Flow", "assemble", "compatible", "flow", "leaders"]

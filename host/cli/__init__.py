@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "compare": ("compare-all", "example"),
     "quantize": ("quantize",),
     "compile": ("compile",),
+    "recommend": ("recommend",),
     "optimize": ("optimize", "memory-optimize", "power-optimize"),
     "inspect": ("inspect",),
     "samples": ("samples",),

@@ -19,7 +19,7 @@ from quant.graph import initializer_uses, name_of
 from quant.layerwise import read_layer_config, resolve
 from quant.masks import tame
 from quant.methods.base import LayerReport, Method, Quantized
-from quant.mixed import FLOAT, Assignment, Ranges, assemble, compatible
+from quant.mixed import FLOAT, Assignment, Ranges, assemble, compatible, leaders
 from quant.model import Model
 from quant.parts import PARTS, computes, find_parts, is_table_lookup, node_key
 from quant.planning import PlanOptions, activation_ranges
@@ -316,7 +316,8 @@ def _given(
 ) -> tuple[dict[str, Encoding], Assignment, list[str]]:
     """(encodings of an imported file, the assignment with its widths, what to say about it)."""
     found = read_encodings(path, graph)
-    makers = {name_of(v): node_key(n) for n in graph if computes(n) for v in n.outputs}
+    leader = leaders(graph)
+    makers = {name_of(v): leader[node_key(n)] for n in graph if computes(n) for v in n.outputs}
     uses = {name_of(u.value): u for u in initializer_uses(graph)}
     inputs = {v.name for v in graph.inputs}
     widths, weights = dict(chosen.widths), dict(chosen.weights)
@@ -337,7 +338,7 @@ def _given(
         if name in makers:
             widths[makers[name]] = FLOAT
     if not used and not found.floats:
-        known = [*uses, *makers]
+        known = [*(n for n in inputs if n), *uses, *makers]
         raise unknown_name(f"tensor in {path.name}:", foreign[0] if foreign else "", known)
     notes = [f"{len(used)} encodings from {path.name}"]
     if foreign:
