@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from quant import codebook
 from quant.datasets import load_dataset
-from quant.encoding import Array, Encoding
+from quant.encoding import SMALLEST_SCALE, Array, Encoding, with_scale
 from quant.errors import UserError, unknown_name
 from quant.graph import array_of, initializer_uses, name_of
-from quant.layers import from_matrix, to_matrix
+from quant.layers import Layer, from_matrix, to_matrix
 from quant.methods.base import Method, Quantized
 from quant.methods.int8 import check_activation_bits
 from quant.model import Model
@@ -26,13 +26,15 @@ from quant.reweight import (
     with_codes,
 )
 from quant.rewrite import replace_weights
+from quant.rounding import weighted_error
 from quant.task import Task
 from quant.train import require
 from quant.train.fit import Training, fit
 
 TARGETS = ("hexagon", "float")
 _ZERO_SHARE = 0.1  # a weight with this share of exact zeros was pruned: its zeros stay
-_GROUPED = 8  # beyond this many groups (depthwise) the greedy search is not worth its time
+_REACH = 8.0  # root mean squares that the largest code stands for at most
+_GROUPED = 8  # more groups than this: depthwise
 
 
 @dataclass(frozen=True)
@@ -95,48 +97,110 @@ def apply(state: Quantized, task: Task, options: ClusterOptions) -> Quantized:
 
 
 def _cluster_codes(state: Quantized, task: Task, options: ClusterOptions) -> Quantized:
-    """Levels on the integer grid of each weight's own encoding, shared by all its channels."""
+    """Levels on the integer grid of each weight's own encoding, shared by all its channels.
+
+    Depthwise layers are left alone: few weights, and the most sensitive ones.
+    """
     codes: dict[str, Array] = {}
     levels: dict[str, Array] = {}
     biases: dict[str, Array] = {}
+    encodings: dict[str, Encoding] = {}
+    left: list[str] = []
     for layer, moments in input_moments(state.model, task):
-        encoding = state.plan.tensors.get(layer.weight)
-        if encoding is None:
+        name = layer.weight
+        planned_as = state.plan.tensors.get(name)
+        if planned_as is None:
             continue
-        data = array_of(state.model.ir.graph.initializers[layer.weight])
-        weight = to_matrix(layer, data).astype(np.float64)
-        scale = to_matrix(layer, scale_of(encoding, data.shape)).astype(np.float64)
+        if layer.groups > _GROUPED:
+            left.append(name)
+            continue
+        data = array_of(state.model.ir.graph.initializers[name])
         hessian = moments.hessian(centred=layer.bias is not None)
-        diagonal = np.einsum("gkk->gk", hessian)[:, None, :]
-        kept = pruned_mask(weight)
-        found = choose_levels(
-            weight / scale, scale**2 * diagonal, encoding, options, zero=kept is not None
+        tried = [planned_as]
+        if planned_as.axis is not None and planned_as.block_size is None:
+            tried.append(even_channels(planned_as, data))
+        # Which scale suits shared levels better differs from layer to layer: the error decides.
+        best = min(
+            (_assign(layer, data, e, hessian, options) for e in tried), key=lambda a: a.error
         )
-        if weight.shape[0] <= _GROUPED:
-            q = np.stack(
-                [
-                    greedy_round(w, h, s, _snap(found, None if kept is None else kept[g]))
-                    for g, (w, h, s) in enumerate(zip(weight, hessian, scale, strict=True))
-                ]
-            )
-        else:
-            q = codebook.nearest(found, weight / scale)
-            q = q if kept is None else q * kept
-        codes[layer.weight] = from_matrix(layer, q, data.shape)
-        levels[layer.weight] = found
-        after = encoding.dequantize(codes[layer.weight].astype(encoding.numpy_dtype))
+        encodings[name], levels[name], codes[name] = best.encoding, best.levels, best.codes
+        after = best.encoding.dequantize(best.codes.astype(best.encoding.numpy_dtype))
         biases |= corrected_bias(state.model, layer, data, after, moments)
-    for name, data, encoding in _other_weights(state, codes):
+    for name, data, encoding in _other_weights(state, {*codes, *left}):
         target = data / scale_of(encoding, data.shape) + encoding.zero_point.reshape(-1)[0]
-        found = choose_levels(target, np.ones_like(target), encoding, options)
-        levels[name] = found
-        codes[name] = codebook.nearest(found, target)
-    return with_codes(replace(state, codebooks={**state.codebooks, **levels}), codes, biases)
+        levels[name] = choose_levels(target, np.ones_like(target), encoding, options)
+        codes[name] = codebook.nearest(levels[name], target)
+    clustered = replace(state, codebooks={**state.codebooks, **levels})
+    done = with_codes(clustered, codes, biases, encodings)
+    if not left:
+        return done
+    note = f"cluster: depthwise layers keep their own weights: {', '.join(left)}"
+    return replace(done, notes=(*done.notes, note))
 
 
-def _other_weights(
-    state: Quantized, done: Mapping[str, Array]
-) -> list[tuple[str, Array, Encoding]]:
+@dataclass(frozen=True, eq=False)
+class _Assigned:
+    error: float
+    encoding: Encoding
+    levels: Array
+    codes: Array
+
+
+def _assign(
+    layer: Layer, data: Array, encoding: Encoding, hessian: Array, options: ClusterOptions
+) -> _Assigned:
+    """Levels and codes of one weight under the scales of `encoding`, which are then refitted."""
+    weight = to_matrix(layer, data).astype(np.float64)
+    scale = to_matrix(layer, scale_of(encoding, data.shape)).astype(np.float64)
+    diagonal = np.einsum("gkk->gk", hessian)[:, None, :]
+    kept = pruned_mask(weight)
+    levels = choose_levels(
+        weight / scale, scale**2 * diagonal, encoding, options, zero=kept is not None
+    )
+    parts = [
+        greedy_round(w, h, s, _snap(levels, None if kept is None else kept[g]))
+        for g, (w, h, s) in enumerate(zip(weight, hessian, scale, strict=True))
+    ]
+    q = np.stack(parts)
+    fitted = _refit(encoding, weight, q, scale, hessian)
+    codes = from_matrix(layer, q, data.shape)
+    after = to_matrix(layer, fitted.dequantize(codes.astype(fitted.numpy_dtype)))
+    error = float(weighted_error(weight - after, hessian).sum())
+    return _Assigned(error, fitted, levels, codes)
+
+
+def even_channels(encoding: Encoding, data: Array) -> Encoding:
+    """The scales per channel under which every channel has the same root mean square.
+
+    Levels are shared by all channels: they fit best where the channels' distributions agree in
+    their middle, not in their largest weight. The largest of all still has the largest code.
+    """
+    other = tuple(k for k in range(data.ndim) if k != encoding.axis)
+    size = np.sqrt(np.mean(np.square(data.astype(np.float64)), axis=other))
+    peak = np.abs(data).max(axis=other)
+    alive = size > 0
+    if not alive.any():
+        return encoding
+    reach = min(float((peak[alive] / size[alive]).max()), _REACH)
+    scale = np.where(alive, size * reach / encoding.qmax, encoding.scale)
+    return with_scale(encoding, np.maximum(scale, SMALLEST_SCALE).astype(np.float32))
+
+
+def _refit(
+    encoding: Encoding, weight: Array, codes: Array, scale: Array, hessian: Array
+) -> Encoding:
+    """The scale of each channel that is best for its codes, in closed form."""
+    if encoding.axis is None or encoding.block_size is not None:
+        return encoding
+    restored = codes * scale
+    projected = np.matmul(restored, hessian)
+    power = (projected * restored).sum(-1).reshape(-1)
+    factor = (projected * weight).sum(-1).reshape(-1) / np.where(power > 0, power, 1.0)
+    factor = np.where((power > 0) & (factor > 0.5) & (factor < 2.0), factor, 1.0)
+    return with_scale(encoding, encoding.scale * factor.astype(np.float32))
+
+
+def _other_weights(state: Quantized, done: Set[str]) -> list[tuple[str, Array, Encoding]]:
     """Embedding tables and weights that no linear layer reads: rounded to the nearest level."""
     found: dict[str, tuple[str, Array, Encoding]] = {}
     for use in initializer_uses(state.model.ir.graph):

@@ -93,13 +93,15 @@ def test_damaged_codes_are_refused():
 def test_compiled_weights_are_the_codebooks_own(cnn_path, tmp_path):
     state = quantized(cnn_path, "cluster[clusters=8]")
     codes = weight_codes(state, tmp_path)
-    assert set(codes) == set(state.codebooks) and len(codes) == 4
+    assert set(codes) == set(state.codebooks)
+    assert set(codes) == {"w0", "w2", "wf"}
     for name, array in codes.items():
         assert np.unique(array).size <= 8
         assert set(np.unique(array).tolist()) <= set(state.codebooks[name].tolist())
     compiled = compile_context(tmp_path / "q.onnx", get_soc("sm8650"), HtpOptions(), tmp_path / "c")
     assert compiled.context_bin.stat().st_size > 0
     assert any("at most 8 distinct weights" in n for n in state.notes)
+    assert any("depthwise layers keep their own weights: w1" in n for n in state.notes)
 
 
 def test_optimal_levels_beat_linear_ones(cnn_path):
@@ -112,7 +114,7 @@ def test_optimal_levels_beat_linear_ones(cnn_path):
             total += float(((reference - state.plan.tensors[name].dequantize(q)) ** 2).sum())
         return total
 
-    assert error("cluster[clusters=8]") < 0.7 * error(
+    assert error("cluster[clusters=8]") < 0.8 * error(
         "cluster[clusters=8,adaptive-centroids=false]"
     )
 
@@ -120,7 +122,7 @@ def test_optimal_levels_beat_linear_ones(cnn_path):
 def test_it_clusters_what_a_hybrid_plan_made_integer(cnn_path, tmp_path):
     state = quantized(cnn_path, "hybrid+cluster[clusters=8]")
     plain = quantized(cnn_path, "hybrid")
-    planned = {n for n in ("w0", "w1", "w2", "wf") if n in plain.plan.tensors}
+    planned = {n for n in ("w0", "w2", "wf") if n in plain.plan.tensors}
     assert set(state.codebooks) == planned and planned
     for name, codes in weight_codes(state, tmp_path).items():
         assert np.unique(codes).size <= 8
