@@ -91,10 +91,90 @@ def run_bench(config: BenchConfig, events: BenchEvents) -> BenchOutcome:
         # A database that cannot be written is refused before any device is touched; a new one is
         # not made before there is a device to fill it from.
         Store.open(config.db_path).close()
-    with closing(open_device(config.target, time_factor=config.time_factor)) as device:
-        config.db_path.parent.mkdir(parents=True, exist_ok=True)
-        with Store.open(config.db_path, create=True) as store:
+    try:
+        device = open_device(config.target, time_factor=config.time_factor)
+    except DeviceError as e:
+        _record_unopened(config, prepared, e)
+        raise
+    with closing(device):
+        with _open_store(config) as store:
             return _Bench(config, prepared, store, device, events).run()
+
+
+def _open_store(config: BenchConfig) -> Store:
+    config.db_path.parent.mkdir(parents=True, exist_ok=True)
+    return Store.open(config.db_path, create=True)
+
+
+def _record_unopened(
+    config: BenchConfig, prepared: tuple[Prepared, ...], error: DeviceError
+) -> None:
+    """A device that is there but cannot be used: every job is a failed row, for whoever reads the
+    database of an unattended lab later."""
+    target = config.target
+    profile = get_profile(config.profile, emulated=target.emulated)
+    session = SessionRow(
+        new_session_id(),
+        session_fingerprint(config, prepared, profile.name),
+        target.emulated,
+        profile.name,
+        config.seed,
+        command=config.command,
+        host_version=__version__,
+    )
+    device = target.serial or target.soc or target.emulated_soc or "unknown"
+    with _open_store(config) as store:
+        # No figure comes of it, so it cannot mix with anything.
+        store.new_session(session, allow_mixed=True)
+        for number, (p, variant) in enumerate(
+            ((p, v) for p in prepared for v in p.variants), start=1
+        ):
+            run_id = f"{session.session_id}-{number:02d}"
+            store.add_run(
+                _run_row(config, session.session_id, run_id, p, variant, profile.name, device)
+            )
+            store.finish_run(
+                run_id,
+                RunStatus.FAILED,
+                failure_class=error.failure_class,
+                message=f"The device could not be opened: {error.message}",
+            )
+        store.finish_session(session.session_id)
+
+
+def _run_row(
+    config: BenchConfig,
+    session_id: str,
+    run_id: str,
+    p: Prepared,
+    variant: JobVariant,
+    profile: str,
+    device: str,
+    info: DeviceInfo | None = None,
+) -> RunRow:
+    """A planned run; `device` names it where there is no description of it."""
+    identity = p.identity
+    return RunRow(
+        run_id,
+        session_id,
+        identity.name,
+        identity.model_type,
+        identity.fingerprint,
+        identity.task_fingerprint,
+        info.soc if info else config.target.soc or config.target.emulated_soc,
+        info.label if info else device,
+        info.serial if info else config.target.serial,
+        "+".join(variant.methods),
+        variant.canonical,
+        profile,
+        perf_profile=config.perf_profile or p.perf_profile,
+        seed=config.seed,
+        options_json=variant.options_json,
+        accuracy_metric=identity.metric,
+        accuracy_higher_is_better=identity.higher_is_better,
+        notes_json=json.dumps(identity.notes),
+        fingerprint_json=json.dumps(info.fingerprint if info else {}),
+    )
 
 
 class _Bench:
@@ -222,31 +302,11 @@ class _Bench:
         return jobs
 
     def _add_run(self, session_id: str, run_id: str, p: Prepared, variant: JobVariant) -> None:
-        info, identity = self.device.info, p.identity
-        self.store.add_run(
-            RunRow(
-                run_id,
-                session_id,
-                identity.name,
-                identity.model_type,
-                identity.fingerprint,
-                identity.task_fingerprint,
-                info.soc,
-                info.label,
-                info.serial,
-                "+".join(variant.methods),
-                variant.canonical,
-                self.profile.name,
-                perf_profile=self.config.perf_profile or p.perf_profile,
-                seed=self.config.seed,
-                options_json=variant.options_json,
-                accuracy_metric=identity.metric,
-                accuracy_higher_is_better=identity.higher_is_better,
-                notes_json=json.dumps(identity.notes),
-                fingerprint_json=json.dumps(info.fingerprint),
-            ),
-            info.channels,
+        info = self.device.info
+        row = _run_row(
+            self.config, session_id, run_id, p, variant, self.profile.name, info.label, info
         )
+        self.store.add_run(row, info.channels)
 
     # Running -------------------------------------------------------------------------------
 

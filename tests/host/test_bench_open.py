@@ -1,0 +1,43 @@
+"""A device that is there but cannot be used leaves failed rows; none at all leaves nothing."""
+
+from __future__ import annotations
+
+import duckdb
+import pytest
+
+from host.bench import run as bench_run
+from host.cli import main
+from host.errors import DeviceError, FailureClass, UserError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QHOST_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def refuse(monkeypatch, error: Exception) -> None:
+    def open_device(*_args: object, **_named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(bench_run, "open_device", open_device)
+
+
+def test_every_job_is_a_failed_row_with_class_and_reason(here, monkeypatch, capsys):
+    error = DeviceError("it went away", failure_class=FailureClass.TIMEOUT)
+    refuse(monkeypatch, error)
+    assert main(["bench", "--device", "R5CX", "--methods", "fp16,int8"]) == 5
+    assert "it went away" in capsys.readouterr().err
+    with duckdb.connect(str(here / "qhost.duckdb"), read_only=True) as db:
+        rows = db.execute(
+            "SELECT variant, device, status, failure_class, message FROM all_results ORDER BY run_id"
+        ).fetchall()
+    why = "The device could not be opened: it went away"
+    assert rows == [(v, "R5CX", "failed", "TIMEOUT", why) for v in ("fp16", "int8")]
+
+
+def test_no_device_at_all_leaves_no_database(here, monkeypatch):
+    refuse(monkeypatch, UserError("No device: nothing is attached."))
+    assert main(["bench", "--methods", "int8"]) == 1
+    assert not list(here.glob("*.duckdb"))
