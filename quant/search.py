@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import onnx_ir as ir
+
 from quant.budget import (
     Activations,
     Point,
@@ -24,12 +26,10 @@ from quant.model import Model
 from quant.parts import node_key
 from quant.planning import PlanOptions, weight_encoding
 from quant.refine import Refined, RefineOptions, refine_weights
-from quant.report import sqnr_db, stored_bytes
+from quant.report import stored_bytes
 from quant.rewrite import replace_weights
 from quant.sensitivity import Sensitivity, analyse
 from quant.task import Task
-
-_WORSE_DB = 3.0  # a rounding this much worse than to nearest has fitted too few rows
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,9 @@ class Roundings:
         for use in initializer_uses(self.model.ir.graph):
             if use.role != "weight" or not assignment.widths.get(node_key(use.node), FLOAT):
                 continue
-            name, data = name_of(use.value), array_of(use.value)
-            bits = assignment.weights.get(name, 8)
-            refined = self.by_bits.get(bits)
-            if refined is None or name not in refined.encodings:
-                continue
-            restored = restore(refined, name, data)
-            nearest = weight_encoding(use, PlanOptions(weight_bits=bits)).fake(data)
-            if sqnr_db(data, restored) < sqnr_db(data, nearest) - _WORSE_DB and _few_rows(use.node):
+            name = name_of(use.value)
+            refined = self.by_bits.get(assignment.weights.get(name, 8))
+            if refined is None or name not in refined.encodings or few_rows(use.node):
                 continue
             encodings[name] = refined.encodings[name]
             if name in refined.codes:
@@ -103,9 +98,14 @@ class Roundings:
         return Refined(model, encodings, codes)
 
 
-def _few_rows(node: Any) -> bool:
-    """Whether the layer sees one row per sample: too few to fit a second-order rounding."""
-    shape = node.inputs[0].shape
+def few_rows(node: ir.Node) -> bool:
+    """Whether the layer sees one row per sample, as a classifier's head does.
+
+    A search under the inputs of a few samples then fits those and nothing else: such a layer is
+    rounded to nearest.
+    """
+    value = node.inputs[0]
+    shape = None if value is None else value.shape
     return node.op_type in {"Gemm", "MatMul"} and shape is not None and shape[0] == 1
 
 
@@ -166,7 +166,7 @@ def measure(
         data = array_of(use.value)
         restored[name] = {}
         for bits, refined in rounded.by_bits.items():
-            if name in refined.encodings:
+            if name in refined.encodings and not few_rows(use.node):
                 restored[name][bits] = restore(refined, name, data)
         channels, count = weight_encoding(use, PlanOptions(weight_bits=8)), elements[name]
         if name in fixed_weights or not weights:

@@ -226,8 +226,11 @@ def _stored_bytes(done: Quantized) -> int:
         if constant is None or value.dtype is None or value.dtype.name == "INT64":
             continue
         name = value.name or ""
-        if name.endswith(("_scale", "_zero_point")) and constant.size == 1:
-            continue  # one per activation, not part of the weights
+        described = name.removesuffix("_scale").removesuffix("_zero_point")
+        if described != name:  # of an activation, or derived as a bias's is: not a weight's
+            encoding = done.plan.tensors.get(described)
+            if encoding is None or encoding.bits == 32 or encoding.axis is None:
+                continue
         total += int(np.ceil(constant.size * value.dtype.itemsize))
     return total
 
