@@ -96,9 +96,8 @@ def run_bench(config: BenchConfig, events: BenchEvents) -> BenchOutcome:
     except DeviceError as e:
         _record_unopened(config, prepared, e)
         raise
-    with closing(device):
-        with _open_store(config) as store:
-            return _Bench(config, prepared, store, device, events).run()
+    with closing(device), _open_store(config) as store:
+        return _Bench(config, prepared, store, device, events).run()
 
 
 def _open_store(config: BenchConfig) -> Store:
@@ -126,9 +125,8 @@ def _record_unopened(
     with _open_store(config) as store:
         # No figure comes of it, so it cannot mix with anything.
         store.new_session(session, allow_mixed=True)
-        for number, (p, variant) in enumerate(
-            ((p, v) for p in prepared for v in p.variants), start=1
-        ):
+        jobs = [(p, v) for p in prepared for v in p.variants]
+        for number, (p, variant) in enumerate(jobs, start=1):
             run_id = f"{session.session_id}-{number:02d}"
             store.add_run(
                 _run_row(config, session.session_id, run_id, p, variant, profile.name, device)

@@ -31,7 +31,8 @@ def test_every_job_is_a_failed_row_with_class_and_reason(here, monkeypatch, caps
     assert "it went away" in capsys.readouterr().err
     with duckdb.connect(str(here / "qhost.duckdb"), read_only=True) as db:
         rows = db.execute(
-            "SELECT variant, device, status, failure_class, message FROM all_results ORDER BY run_id"
+            "SELECT variant, device, status, failure_class, message "
+            "FROM all_results ORDER BY run_id"
         ).fetchall()
     why = "The device could not be opened: it went away"
     assert rows == [(v, "R5CX", "failed", "TIMEOUT", why) for v in ("fp16", "int8")]
