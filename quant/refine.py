@@ -150,9 +150,9 @@ def _refine_layer(
 def _hessian(layer: Layer, moments: Moments, options: RefineOptions) -> Array:
     """The layer's damped Hessian; the covariance if its bias takes up a constant error.
 
-    A few thousand tokens do not pin down the directions of a Gemm's input: more damping gains
-    1 dB on held-out sentences. A convolution sees far more rows, and less damping keeps the strong
-    correlation of neighbouring pixels.
+    A few thousand tokens do not pin down the directions of a Gemm's input: more damping gained
+    .1 to .7 dB on held-out sentences in trials on two layers. A convolution sees far more rows;
+    there less damping is meant to keep the strong correlation of neighbouring pixels.
     """
     centred = options.correct_bias and layer.bias is not None
     return moments.hessian(centred=centred, damping=DAMPING if layer.is_conv else _TOKEN_DAMPING)
