@@ -1,5 +1,8 @@
 """hybrid: parts, layers and budgets on small graphs; the HTP takes the mix."""
 
+import importlib.util
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,12 @@ from quant.methods.grammar import export, make_variant, parse_methods, quantize
 from quant.model import load, save
 from quant.report import sqnr_db
 from quant.task import load_task
+
+_spec = importlib.util.spec_from_file_location(
+    "hybrid_graphs", Path(__file__).with_name("hybrid_graphs.py")
+)
+graphs = sys.modules.setdefault("hybrid_graphs", importlib.util.module_from_spec(_spec))
+_spec.loader.exec_module(graphs)
 
 SAMPLE = Path(__file__).parents[2] / "host" / "samples" / "data" / "fashion_cnn"
 
@@ -84,3 +93,98 @@ def test_fp16_int8_and_int4_in_one_graph_compile_strictly(cnn, tmp_path, soc):
     assert compiled.context_bin.stat().st_size > 50_000
     names = {n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
     assert {"Conv", "Gemm", "QuantizeLinear"} <= names
+
+
+def _config(tmp_path, layers, **more):
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps({"version": 1, "layers": layers, **more}))
+    return str(path)
+
+
+def test_layer_wise_config_names_weights_outputs_and_patterns(cnn, tmp_path):
+    model, task = cnn
+    config = _config(
+        tmp_path,
+        {
+            "*": "int8",
+            "stem.weight": "fp16",
+            "block1_*": {"weights": "int4", "activations": "int16"},
+            "block1_pointwise": "int8",
+        },
+    )
+    done = quantize(model, task, make_variant("hybrid", layer_wise_config=config))
+    bits = {r.name.removesuffix(".weight"): r.bits for r in done.layers}
+    assert bits.pop("stem") == 16
+    assert bits.pop("block1_depthwise") == 4
+    assert set(bits.values()) == {8}  # a later line wins
+    tensors = done.plan.tensors
+    assert tensors["block1_depthwise.relu"].bits == 16
+    assert tensors["block1_pointwise.relu"].bits == 16  # "int8" alone leaves activations
+    assert tensors["block2_depthwise.relu"].bits == 8
+    assert done.plan.converted["block1_pointwise.relu"].bits == 8
+    assert _sqnr(model, task, done) > 20
+
+
+@pytest.mark.parametrize(
+    ("layers", "more", "said"),
+    [
+        ({"stem.wieght": "int8"}, {}, r"Did you mean .*stem\.weight"),
+        ({"stem": "int9"}, {}, "int9"),
+        ({"stem": {"weight": "int8"}}, {}, "Did you mean weights"),
+        ({"stem": {"weights": "fp16", "activations": "int8"}}, {}, "mixes fp16 and integers"),
+        ({"stem": 8}, {}, "neither"),
+        ({"stem": "int8"}, {"verison": 2}, "Did you mean version"),
+    ],
+)
+def test_a_bad_layer_wise_config_is_refused_by_name(cnn, tmp_path, layers, more, said):
+    model, task = cnn
+    config = _config(tmp_path, layers, **more)
+    with pytest.raises(UserError, match=said):
+        quantize(model, task, make_variant("hybrid", layer_wise_config=config))
+
+
+def test_a_config_that_is_missing_or_not_json(cnn, tmp_path):
+    model, task = cnn
+    (tmp_path / "bad.json").write_text("{")
+    for name, said in (("none.json", "Cannot read"), ("bad.json", "not JSON")):
+        with pytest.raises(UserError, match=said):
+            quantize(model, task, make_variant("hybrid", layer_wise_config=str(tmp_path / name)))
+
+
+def test_one_value_read_at_three_widths(tmp_path):
+    g = graphs.Graph()
+    a = g.node("Conv", "image", g.weight(4, 3, 1, 1))
+    readers = [g.node("Conv", a, g.weight(4, 4, 1, 1)) for _ in range(3)]
+    both = g.node("Concat", *readers, axis=1)
+    model = g.save(tmp_path / "m.onnx", [("image", 1, [1, 3, 8, 8])], both, [1, 12, 8, 8])
+    task = load_task(None, model, model_type="vision")
+    config = _config(
+        tmp_path,
+        {
+            a: {"activations": "int8"},
+            readers[0]: {"weights": "int8", "activations": "int8"},
+            readers[1]: {"weights": "int8", "activations": "int16"},
+            readers[2]: "fp16",
+            both: {"activations": "int16"},
+        },
+    )
+    done = quantize(model, task, make_variant("hybrid", layer_wise_config=config))
+    assert done.plan.tensors[a].bits == 8 and a not in done.plan.converted
+    assert done.plan.converted[f"{a}_as16"].bits == 16
+    assert readers[2] in done.plan.tensors  # a fp16 output that an integer operator reads
+    assert done.plan.converted[readers[0]].bits == 16
+    assert _sqnr(model, task, done, 4) > 25
+    save(export(done), tmp_path / "q.onnx")
+    compile_context(tmp_path / "q.onnx", get_soc("sm8650"), HtpOptions(), tmp_path / "out")
+
+
+def test_an_attention_model_keeps_its_function_in_a_mix(tmp_path):
+    model, _ = graphs.transformer(tmp_path / "m.onnx")
+    task = load_task(None, model, model_type="text")
+    default = quantize(model, task, make_variant("hybrid"))
+    bits = {r.op_type: r.bits for r in default.layers}
+    assert bits["Gather"] == 8
+    assert {r.bits for r in default.layers} == {4, 8, 16}
+    assert _sqnr(model, task, default, 8) > 15
+    finer = quantize(model, task, make_variant("hybrid", feedforward_precision="int8"))
+    assert _sqnr(model, task, finer, 8) > _sqnr(model, task, default, 8) + 3
