@@ -35,6 +35,7 @@ _ZEROED_MEMORY = {"MALLOC_PERTURB_": "255"}
 
 _FIGURE = re.compile(rb"\b(spill|fill|write_total|read_total)_bytes=(\d+)")
 _STAGE = re.compile(rb"Completed stage: (.+?) \((\d+) us\)")
+_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 _LOG_ERROR = re.compile(rb"\[[EF]:onnxruntime:[^\]]*\] *(.+)")
 
 
@@ -177,7 +178,7 @@ def unsupported_nodes(onnx_path: Path, soc: Soc, options: HtpOptions) -> tuple[U
 
 
 def check_precision(onnx_path: Path, soc: Soc) -> None:
-    """Raise UserError for a float model on a part without fp16."""
+    """Raise UserError for a float model or a float layer on a part without fp16."""
     if soc.fp16:
         return
     model = onnx.load(str(onnx_path), load_external_data=False)
@@ -186,6 +187,16 @@ def check_precision(onnx_path: Path, soc: Soc) -> None:
             f"{onnx_path.name} is a float model, and the HTP of {soc.id} has no fp16.",
             "Quantize it (int8), or choose another device.",
         )
+    restored = {o for n in model.graph.node if n.op_type == "DequantizeLinear" for o in n.output}
+    for node in model.graph.node:
+        if node.op_type in _LAYERS and not restored & set(node.input[1:2]):
+            constants = {i.name for i in model.graph.initializer}
+            if constants & set(node.input[1:2]):
+                raise UserError(
+                    f"{onnx_path.name} computes {node.output[0]!r} ({node.op_type}) in fp16, "
+                    f"and the HTP of {soc.id} has no fp16.",
+                    "Give that part or layer int8, or choose another device.",
+                )
 
 
 def run_compiler(

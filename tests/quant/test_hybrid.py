@@ -188,3 +188,13 @@ def test_an_attention_model_keeps_its_function_in_a_mix(tmp_path):
     assert _sqnr(model, task, default, 8) > 15
     finer = quantize(model, task, make_variant("hybrid", feedforward_precision="int8"))
     assert _sqnr(model, task, finer, 8) > _sqnr(model, task, default, 8) + 3
+
+
+def test_a_part_in_fp16_is_refused_by_name_where_the_htp_has_none(cnn, tmp_path):
+    model, task = cnn
+    soc, target = get_soc("sm8350"), tmp_path / "m.onnx"
+    save(export(quantize(model, task, make_variant("hybrid"))), target)
+    with pytest.raises(UserError, match=r"'logits'.*\(Gemm\) in fp16.*sm8350 has no fp16"):
+        compile_context(target, soc, HtpOptions(), tmp_path / "out")
+    save(export(quantize(model, task, make_variant("hybrid", output_precision="int8"))), target)
+    compile_context(target, soc, HtpOptions(), tmp_path / "out")
