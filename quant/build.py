@@ -25,6 +25,7 @@ import numpy as np
 
 from quant import cache
 from quant.artifact import Artifact, ArtifactContents, open_artifact, write_artifact
+from quant.datasets import referenced_files
 from quant.errors import ToolchainError, UserError
 from quant.evaluate import Evaluation, Outputs, evaluate_outputs, run_ort
 from quant.figures import Provenance
@@ -37,6 +38,7 @@ from quant.methods.grammar import Variant, export, parse_methods, quantize
 from quant.model import Model, load, save
 from quant.npz import npz_bytes
 from quant.task import Task, load_task
+from quant.train import session as training
 
 GOLDEN_SAMPLES = 4
 
@@ -86,8 +88,10 @@ class BuildResult:
 
 def artifact_path(request: BuildRequest, model: Model, task: Task) -> Path:
     """Where the cache keeps the artifact of this request."""
+    (variant,) = parse_methods(request.variant)
     name = cache.key(
         {
+            "files": referenced_files([step.options for step in variant.steps]),
             "model": model.fingerprint,
             "name": model.name,
             "task": task.fingerprint,
@@ -153,7 +157,7 @@ def _build(
     stage: Callable[[str], contextlib.AbstractContextManager[None]],
 ) -> ArtifactContents:
     soc = get_soc(request.soc)
-    with stage("quantize"):
+    with stage("quantize"), training.use(training.Session(request.cache_dir / "training")):
         quantized = quantize(model, task, variant)
         model_onnx = tmp / "model.onnx"
         save(export(quantized), model_onnx)
