@@ -25,7 +25,7 @@ from quant.graph import (
     name_of,
 )
 from quant.mixed import FLOAT, leaders
-from quant.parts import computes, is_layer, moves, node_key
+from quant.parts import computes, is_layer, is_table_lookup, moves, node_key
 from quant.sensitivity import LAYERS, OTHERS, Sensitivity
 
 _AT_16_BITS = 2.0**-16  # squared step of 16 bits over that of 8
@@ -246,19 +246,22 @@ def within_size(
     return WeightStep(Point(size, error), bits)
 
 
-def stored_size(graph: ir.Graph, widths: Mapping[str, int]) -> tuple[int, dict[str, int]]:
+def stored_size(
+    graph: ir.Graph, widths: Mapping[str, int], *, searched: bool = False
+) -> tuple[int, dict[str, int]]:
     """(bytes of all constants but the integer layers' weights, elements of those weights).
 
     Float weights count two bytes per element, as the HTP keeps them; biases four; tables, gammas
-    and other constants their width. Scales and zero points come with the weights.
+    and other constants their width, once for each width they are read at. Scales and zero points
+    come with the weights. searched: `widths` may still change, so constants count for the most
+    they can take.
     """
     base, elements = 0, {}
-    done: set[str] = set()
+    constants: dict[str, set[int]] = {}
     for use in initializer_uses(graph):
         name = name_of(use.value)
-        if name in done or use.role == "parameter":
+        if use.role == "parameter" or name in elements:
             continue
-        done.add(name)
         count = array_of(use.value).size
         width = widths.get(node_key(use.node), FLOAT) if not moves(use.node) else FLOAT
         if use.role == "weight" and width:
@@ -268,7 +271,15 @@ def stored_size(graph: ir.Graph, widths: Mapping[str, int]) -> tuple[int, dict[s
         elif use.role == "gamma" and width:
             base += count
         else:
-            base += count * (width // 8 if width else 2)
+            taken = constants.setdefault(name, set())
+            size = width // 8 if width else 2
+            if searched and width and not is_table_lookup(use.node):
+                both = {1, 2} if len(use.value.uses()) > 1 else {2}
+                base += count * sum(both - taken)
+                taken |= both
+            elif size not in taken:
+                base += count * size
+                taken.add(size)
     return base, elements
 
 

@@ -158,7 +158,7 @@ def measure(
     restored: dict[str, dict[int, Array]] = {}
     sizes: dict[str, Callable[[int], int]] = {}
     other = 0
-    size, elements = stored_size(graph, base.widths)
+    size, elements = stored_size(graph, base.widths, searched=widths)
     for use in initializer_uses(graph):
         name = name_of(use.value)
         if use.role != "weight" or name in restored or name not in elements:
