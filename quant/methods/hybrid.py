@@ -152,7 +152,8 @@ def part_precisions(
 ) -> tuple[dict[str, str], set[str], int]:
     """(precision by part, parts the user named, activation bits) after the defaults.
 
-    With a budget the search decides, so every part that is not named starts as int8.
+    With a budget the search decides, so every part that is not named starts as int8; the output
+    stays in fp16 unless wide activations are what is limited: a head is small and often needs it.
     """
     named = {p for p in PARTS if getattr(options, f"{p}_precision") is not None}
     searched = options.budget() is not None
@@ -161,6 +162,8 @@ def part_precisions(
         if searched
         else default_precisions(task.model_type, has_attention)
     )
+    if searched and options.max_a16 is None:
+        chosen["output"] = "fp16"
     chosen |= {p: getattr(options, f"{p}_precision") for p in named}
     return chosen, named, options.activation_bits or (16 if has_attention else 8)
 
