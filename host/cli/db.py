@@ -96,13 +96,24 @@ def merge(
             _print_merged(source, found.sessions, found.runs, found.already_there, found.conflicts)
 
 
-def vacuum(db_path: DbPath = None, mock: Mock = False) -> None:
-    """Give the space of deleted rows back."""
-    from host.store.maintenance import vacuum as vacuum_database
+def vacuum(
+    keep_raw: Annotated[
+        str | None,
+        typer.Option(help="Remove the sensors' samples of runs older than this: 30d, 12h, 4w."),
+    ] = None,
+    db_path: DbPath = None,
+    mock: Mock = False,
+) -> None:
+    """Give the space of deleted rows back; with --keep-raw, that of old samples too."""
+    from host.store.vacuum import parse_age
+    from host.store.vacuum import vacuum as vacuum_database
 
+    age = parse_age(keep_raw) if keep_raw is not None else None
     path = database_path(db_path, mock=mock)
-    before, after = vacuum_database(path)
-    print(f"{path}: {before / 1e6:.1f} MB before, {after / 1e6:.1f} MB after")
+    done = vacuum_database(path, age)
+    if age is not None:
+        print(f"removed {done.samples:,} samples of {done.runs} run(s); their figures stay")
+    print(f"{path}: {done.before / 1e6:.1f} MB before, {done.after / 1e6:.1f} MB after")
 
 
 def register(app: typer.Typer) -> None:

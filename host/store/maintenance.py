@@ -1,4 +1,4 @@
-"""Checking, exporting, importing, merging and compacting databases."""
+"""Checking, exporting, importing and merging databases."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def merge(store: Store, source: Path, *, allow_mixed: bool = False) -> Merged:
     # Opened by itself first, for the clear errors of a file that is missing, foreign or too old.
     Store.open(source, read_only=True).close()
     database = store.connection
-    database.execute(f"ATTACH '{_quoted(source)}' AS qhost_source (READ_ONLY)")
+    database.execute(f"ATTACH '{quoted(source)}' AS qhost_source (READ_ONLY)")
     try:
         if not allow_mixed:
             _refuse_mixing(store, source)
@@ -224,7 +224,7 @@ def _load_parquet(store: Store, table: str, path: Path) -> None:
     try:
         with store.transaction():
             store.connection.execute(
-                f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet('{_quoted(path)}')"
+                f"INSERT INTO {table} BY NAME SELECT * FROM read_parquet('{quoted(path)}')"
             )
     except duckdb.Error as error:
         raise UserError(
@@ -232,36 +232,8 @@ def _load_parquet(store: Store, table: str, path: Path) -> None:
         ) from error
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
     return str(path).replace("'", "''")
-
-
-def vacuum(path: Path, wait_s: float = 10.0) -> tuple[int, int]:
-    """Rewrites a database without the space of deleted rows; sizes before and after, bytes.
-
-    The copy replaces the file only when it is complete and passes `check`.
-    """
-    with Store.open(path, wait_s=wait_s) as store:
-        if problems := check(store):
-            raise UserError(
-                f"{path} is not sound: {problems[0]}.",
-                f"Save what is whole with: qhost db export --db-path {path} --output DIR.",
-            )
-        # The log must be empty before the file changes under it: DuckDB would play an old log
-        # into the new file.
-        store.connection.execute("CHECKPOINT")
-        before = path.stat().st_size
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        try:
-            copy = folder / path.name
-            store.connection.execute(f"ATTACH '{_quoted(copy)}' AS qhost_copy")
-            name = store.table("SELECT current_database() AS name")["name"][0].as_py()
-            store.connection.execute(f'COPY FROM DATABASE "{name}" TO qhost_copy')
-            store.connection.execute("DETACH qhost_copy")
-            copy.replace(path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    return before, path.stat().st_size
 
 
 class _Reader:

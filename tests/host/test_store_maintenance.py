@@ -6,7 +6,7 @@ import importlib.util
 import json
 import random
 import sys
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import duckdb
@@ -16,7 +16,8 @@ import pytest
 
 from host.errors import RunStatus, UserError
 from host.store import Channel, DeviceRow, RawBatch, RunRow, Samples, SessionRow, Store
-from host.store.maintenance import check, export, import_export, merge, vacuum
+from host.store.maintenance import check, export, import_export, merge
+from host.store.vacuum import parse_age, vacuum
 from quant.figures import Figure, Provenance
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,7 +177,8 @@ def test_vacuum_gives_space_back_and_loses_nothing(tmp_path):
     with Store.open(path) as store:
         store.connection.execute("DELETE FROM samples WHERE run_id = 's-0'")
     kept = contents(path)
-    before, after = vacuum(path)
+    done = vacuum(path)
+    before, after = done.before, done.after
     assert after < before and path.stat().st_size == after
     assert contents(path) == kept
     with Store.open(path) as store:
@@ -209,6 +211,39 @@ def test_of_a_damaged_database_what_is_whole_is_exported(tmp_path):
     with Store.open(tmp_path / "saved.duckdb", create=True) as store:
         assert import_export(store, tmp_path / "out").runs == 3
         assert check(store) == []
+
+
+def test_vacuum_drops_the_samples_of_old_runs_and_keeps_their_figures(tmp_path):
+    path = tmp_path / "q.duckdb"
+    fill(path, "old", runs=2, samples=50)
+    fill(path, "new", runs=1, samples=30)
+    with Store.open(path) as store:
+        store.connection.execute(
+            "UPDATE runs SET finished_at = finished_at - INTERVAL 31 DAY WHERE session_id = 'old'"
+        )
+        # One that was never finished may still be resumed: it keeps what it has.
+        store.connection.execute("UPDATE runs SET finished_at = NULL WHERE run_id = 'old-1'")
+    done = vacuum(path, timedelta(days=30))
+    assert (done.runs, done.samples) == (1, 50)
+    with Store.open(path, read_only=True) as store:
+        assert check(store) == []
+        assert not store.run_data("old-0").samples
+        assert len(store.run_data("old-1").samples[1].value) == 50
+        assert len(store.run_data("new-0").samples[1].value) == 30
+        assert [f.metric for f in store.figures_of("old-0")] == ["latency_ms"]
+    assert vacuum(path, timedelta(days=30)).samples == 0
+    assert vacuum(path).runs == 0
+
+
+@pytest.mark.parametrize(("text", "hours"), [("30d", 720), ("12h", 12), (" 4w ", 672), ("0d", 0)])
+def test_ages(text, hours):
+    assert parse_age(text) == timedelta(hours=hours)
+
+
+@pytest.mark.parametrize("text", ["30", "d", "-1d", "1.5d", "30 months"])
+def test_an_age_without_sense_is_one_clear_line(text):
+    with pytest.raises(UserError, match="is no age"):
+        parse_age(text)
 
 
 def test_killed_writers_lose_nothing_that_was_acknowledged(tmp_path):
