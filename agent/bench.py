@@ -140,8 +140,10 @@ class Bench:
         self._artifacts.path(checked_sha256(segment.artifact))
         if segment.soc != self._platform.soc:
             raise BadRequest(f"made for {segment.soc!r}, this device is {self._platform.soc}")
-        if segment.kind not in (pb.CHECK, pb.BLOCK, pb.PROFILE):
-            raise BadRequest("kind is none of CHECK, BLOCK, PROFILE")
+        if segment.kind not in (pb.CHECK, pb.BLOCK, pb.PROFILE, pb.EVALUATE):
+            raise BadRequest("kind is none of CHECK, BLOCK, PROFILE, EVALUATE")
+        if segment.kind == pb.EVALUATE:
+            self._artifacts.path(checked_sha256(segment.inputs))
         if segment.kind == pb.PROFILE and not 0 < segment.min_inferences <= MAX_PROFILED:
             raise BadRequest(f"min_inferences of a PROFILE is not within 1 to {MAX_PROFILED}")
         times = (

@@ -1,4 +1,4 @@
-"""One segment: what a CHECK and a BLOCK do, step by step, and what they write down."""
+"""One segment: what each kind does, step by step, and what it writes down."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from agent.artifacts import ArtifactStore, Golden
 from agent.errors import BadRequest, Cancelled, DeviceFailure, TimedOut
+from agent.evaluation import OutputFiles, read_inputs
 from agent.gates import CeilingWatch, cool_down, steady
 from agent.platform import Column, Platform
 from agent.runtime import MAX_ITERATIONS, Block, BlockLimits, Context, Feed, Runtime, Stop
@@ -25,6 +26,8 @@ DEFAULT_RATE_HZ = 100.0
 # While it cools a device is watched, not measured.
 _COOLDOWN_RATE_HZ = 2.0
 _SETTLE_NS = 200_000_000
+# How often an evaluation says that it goes on: a host gives up on a device that is silent for long.
+_PROGRESS_SAMPLES = 16
 
 
 @dataclass
@@ -76,9 +79,12 @@ class SegmentRun:
     def run(self) -> None:
         """Raises what ends the segment otherwise than OK."""
         self._charging()
-        {pb.CHECK: self._check, pb.BLOCK: self._block, pb.PROFILE: self._profile}[
-            self._segment.kind
-        ]()
+        {
+            pb.CHECK: self._check,
+            pb.BLOCK: self._block,
+            pb.PROFILE: self._profile,
+            pb.EVALUATE: self._evaluate,
+        }[self._segment.kind]()
 
     def _check(self) -> None:
         """Cold load, first inference, warm load, goldens."""
@@ -153,8 +159,7 @@ class SegmentRun:
             profile = parse_profile(text)
         except ValueError as error:
             raise DeviceFailure(str(error)) from error
-        run = hashlib.sha256(self._segment.run_id.encode()).hexdigest()[:16]
-        file = self._station.outputs / f"profile-{run}.csv"
+        file = self._station.outputs / f"profile-{self._run_name()}.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
         self._put(
@@ -167,6 +172,24 @@ class SegmentRun:
                 file=f"outputs/{file.name}",
             )
         )
+
+    def _evaluate(self) -> None:
+        """The outputs of every sample of the input set, as files for Fetch."""
+        inputs = read_inputs(self._station.artifacts, self._segment.inputs)
+        self._station.load(self._context())
+        folder = self._station.outputs / f"evaluation-{self._run_name()}"
+        with OutputFiles(folder, inputs.samples) as files:
+            for done, feed in enumerate(inputs.feeds()):
+                self._raise_if_stopped()
+                if done and done % _PROGRESS_SAMPLES == 0:
+                    self._put(evaluation=pb.EvaluationResult(samples=done))
+                files.append(self._runtime.outputs(feed))
+            outputs = files.finish(self._station.outputs.parent)
+        self._put(evaluation=pb.EvaluationResult(samples=inputs.samples, outputs=outputs))
+
+    def _run_name(self) -> str:
+        """The run's id as the name of a file: a host may choose ids with any characters."""
+        return hashlib.sha256(self._segment.run_id.encode()).hexdigest()[:16]
 
     def _warm_up(self, feeds: list[Feed]) -> None:
         """Pieces of warmup_ns until two in a row are alike, or warmup_max_ns is over."""

@@ -50,12 +50,26 @@ class SegmentEnd:
 
 
 @dataclass(frozen=True)
+class OutputFile:
+    """One output tensor of an evaluation: a .npy on the device, samples on its first axis."""
+
+    tensor: str
+    file: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class AgentBatch:
-    """One message of the stream: raw rows for the store, and the end of a segment if it is one."""
+    """One message of the stream: raw rows for the store, and the end of a segment if it is one.
+
+    `outputs`: the files of an evaluation that is complete.
+    """
 
     session_id: str
     raw: RawBatch
     end: SegmentEnd | None
+    outputs: tuple[OutputFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +88,7 @@ class SegmentSpec:
     run_id: str
     artifact_sha256: str
     soc: str
-    kind: str  # "check" or "block"
+    kind: str  # "check", "block" or "evaluate"
     block_index: int = 0
     min_inferences: int = 1
     min_duration_ns: int = 0
@@ -87,6 +101,7 @@ class SegmentSpec:
     cooldown: Cooling | None = None
     ceilings: tuple[tuple[str, float], ...] = ()  # (site, degrees C) at which the segment fails
     stop_charging: bool = False
+    inputs_sha256: str = ""  # of the input set of an evaluation
 
 
 @dataclass(frozen=True)
@@ -219,10 +234,13 @@ class AgentClient:
     def cancel(self, run_id: str = "") -> int:
         return int(self._call("Cancel", pb.CancelRequest(run_id=run_id)).cancelled)
 
-    def fetch(self, name: str) -> bytes:
+    def fetch(self, name: str, size: int = 0) -> bytes:
+        """One file of the agent's directory; a `size` that is known lets it take longer."""
         try:
             stream = self._stub.Fetch(
-                pb.FetchRequest(name=name), timeout=CALL_TIMEOUT_S, metadata=self._metadata
+                pb.FetchRequest(name=name),
+                timeout=CALL_TIMEOUT_S + size / 1e6,
+                metadata=self._metadata,
             )
             return b"".join(chunk.data for chunk in stream)
         except grpc.RpcError as e:
@@ -255,6 +273,7 @@ def encode(s: SegmentSpec) -> pb.Segment:
         else None,
         ceilings=[pb.Ceiling(site=site, celsius=celsius) for site, celsius in s.ceilings],
         charging=pb.STOP_CHARGING if s.stop_charging else pb.CHARGING_UNSPECIFIED,
+        inputs=s.inputs_sha256,
     )
 
 
@@ -356,4 +375,5 @@ def decode(batch: pb.Batch) -> AgentBatch:
         )
         if batch.HasField("end")
         else None,
+        tuple(OutputFile(o.tensor, o.file, o.size, o.sha256) for o in batch.evaluation.outputs),
     )

@@ -40,6 +40,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("output_dir", Path, Path("qhost-out"), "where reports and artifacts are written"),
         Setting("cache_dir", Path, None, "artifacts cached by content (~/.cache/qhost)"),
         Setting("emulator_samples", int, 256, "labelled samples run in the HTP emulator"),
+        Setting("device_accuracy", int, 0, "labelled samples run on the device itself; 0: none"),
         Setting("seed", int, 0, "seed of the block order and of resampling"),
         Setting("time_factor", float, None, "device seconds per wall second of an emulated device"),
         Setting("sample_rate_hz", float, 100.0, "sampling rate of fast sensors"),

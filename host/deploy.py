@@ -98,6 +98,16 @@ class AdbAgentClient(AgentClient):
         self._reach()
         return super()._call(method, request, timeout)
 
+    def fetch(self, name: str, size: int = 0) -> bytes:
+        """As ever; once more from the beginning when the connection breaks."""
+        try:
+            return super().fetch(name, size)
+        except DeviceError as error:
+            if not error.transient:
+                raise
+        self._reach()
+        return super().fetch(name, size)
+
     def start(self, session_id: str, segments: Sequence[SegmentSpec]) -> int:
         """As ever; when the reply is lost, the agent's state tells whether it had the request."""
         first = int(self.status().next_seq)
@@ -165,14 +175,17 @@ class AdbSession:
 
     def put(self, artifact: Artifact) -> None:
         with tempfile.TemporaryDirectory(prefix="qhost-artifact-") as folder:
-            files = artifact.extract(Path(folder), self.info.soc)
-            try:
-                install.put_artifact(self._device, files, artifact.sha256)
-            except DeviceError as error:
-                if not error.transient:
-                    raise
-                self._reach()
-                install.put_artifact(self._device, files, artifact.sha256)
+            self.put_files(artifact.extract(Path(folder), self.info.soc), artifact.sha256)
+
+    def put_files(self, folder: Path, sha256: str) -> None:
+        """What lies below `folder`, under the name `sha256`; nothing where it is there already."""
+        try:
+            install.put_artifact(self._device, folder, sha256)
+        except DeviceError as error:
+            if not error.transient:
+                raise
+            self._reach()
+            install.put_artifact(self._device, folder, sha256)
 
     def _wait(self) -> None:
         try:

@@ -99,6 +99,7 @@ class DeviceSession(Protocol):
     stream_id: str  # of the agent's spool; a new one after a restart that lost it
 
     def put(self, artifact: Artifact) -> None: ...
+    def put_files(self, folder: Path, sha256: str) -> None: ...
     def death(self) -> str: ...
     def restart(self) -> None: ...
     def close(self) -> None: ...
@@ -218,8 +219,11 @@ class LocalEmulator:
 
     def put(self, artifact: Artifact) -> None:
         with tempfile.TemporaryDirectory(dir=self._folder) as tmp:
-            folder = artifact.extract(Path(tmp), self.soc)
-            self.client.put_artifact(folder, artifact.sha256)
+            self.put_files(artifact.extract(Path(tmp), self.soc), artifact.sha256)
+
+    def put_files(self, folder: Path, sha256: str) -> None:
+        """What lies below `folder`, under the name `sha256`; nothing where it is there already."""
+        self.client.put_artifact(folder, sha256)
 
     def death(self) -> str:
         """How the agent ended, in words; empty while it runs."""

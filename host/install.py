@@ -48,7 +48,9 @@ STOP_TIMEOUT_S = 12.0  # the agent gives itself 8 s to end its children
 _POLL_S = 0.1
 _AGENT_PACKAGES = ("agent", "protos")
 _SPARE_BYTES = 4 << 20
-_LEFTOVERS = f"{AGENT_ROOT}/spool {AGENT_ROOT}/queue.pb {AGENT_ROOT}/spool.id"
+_LEFTOVERS = " ".join(
+    str(AGENT_ROOT / name) for name in ("spool", "queue.pb", "spool.id", "outputs")
+)
 
 
 @dataclass(frozen=True)

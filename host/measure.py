@@ -61,6 +61,7 @@ def assess(data: RunData, provenance: Provenance, limits: Limits) -> Assessment:
         *_latency_figures(data, latency, provenance),
         *_power_figures(energy, trace, len(data.blocks), provenance),
         *_load_figures(data, provenance),
+        *_golden_figures(data, provenance),
         *_temperature_figures(data, provenance),
     ]
     # What the load took is true even of a run whose blocks are not.
@@ -213,6 +214,21 @@ def _load_figures(data: RunData, provenance: Provenance) -> list[Figure]:
     if peaks:
         figures.append(Figure("memory_mb", max(peaks) / BYTES_PER_MB, "MB", provenance, len(peaks)))
     return figures
+
+
+def _golden_figures(data: RunData, provenance: Provenance) -> list[Figure]:
+    """How far the device's outputs are from the HTP emulator's on the stored inferences."""
+    golden = data.golden
+    if golden is None:
+        return []
+    exact = golden.bit_equal or not np.isfinite(golden.sqnr_db)
+    value = None if exact else golden.sqnr_db
+    reason = "outputs are bit-equal to the HTP emulator's" if golden.bit_equal else ""
+    if exact and not golden.bit_equal:
+        reason = "outputs have nothing in common with the HTP emulator's"
+        if golden.sqnr_db > 0:
+            reason = "outputs equal the HTP emulator's in value"  # -0.0 for 0.0
+    return [Figure("device_sqnr_db", value, "dB", provenance, golden.samples, reason=reason)]
 
 
 def _temperature_figures(data: RunData, provenance: Provenance) -> list[Figure]:

@@ -32,6 +32,7 @@ class SegmentKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHECK: _ClassVar[SegmentKind]
     BLOCK: _ClassVar[SegmentKind]
     PROFILE: _ClassVar[SegmentKind]
+    EVALUATE: _ClassVar[SegmentKind]
 
 class Charging(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -75,6 +76,7 @@ SEGMENT_KIND_UNSPECIFIED: SegmentKind
 CHECK: SegmentKind
 BLOCK: SegmentKind
 PROFILE: SegmentKind
+EVALUATE: SegmentKind
 CHARGING_UNSPECIFIED: Charging
 REQUIRE_DISCHARGING: Charging
 STOP_CHARGING: Charging
@@ -245,7 +247,7 @@ class StartReply(_message.Message):
     def __init__(self, first_seq: _Optional[int] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("run_id", "artifact", "soc", "kind", "block_index", "min_inferences", "min_duration_ns", "max_duration_ns", "warmup_ns", "idle_ns", "perf_profile", "sample_rate_hz", "warmup_max_ns", "cooldown", "ceilings", "charging")
+    __slots__ = ("run_id", "artifact", "soc", "kind", "block_index", "min_inferences", "min_duration_ns", "max_duration_ns", "warmup_ns", "idle_ns", "perf_profile", "sample_rate_hz", "warmup_max_ns", "cooldown", "ceilings", "charging", "inputs")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     SOC_FIELD_NUMBER: _ClassVar[int]
@@ -262,6 +264,7 @@ class Segment(_message.Message):
     COOLDOWN_FIELD_NUMBER: _ClassVar[int]
     CEILINGS_FIELD_NUMBER: _ClassVar[int]
     CHARGING_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     artifact: str
     soc: str
@@ -278,7 +281,8 @@ class Segment(_message.Message):
     cooldown: CooldownGate
     ceilings: _containers.RepeatedCompositeFieldContainer[Ceiling]
     charging: Charging
-    def __init__(self, run_id: _Optional[str] = ..., artifact: _Optional[str] = ..., soc: _Optional[str] = ..., kind: _Optional[_Union[SegmentKind, str]] = ..., block_index: _Optional[int] = ..., min_inferences: _Optional[int] = ..., min_duration_ns: _Optional[int] = ..., max_duration_ns: _Optional[int] = ..., warmup_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., perf_profile: _Optional[str] = ..., sample_rate_hz: _Optional[float] = ..., warmup_max_ns: _Optional[int] = ..., cooldown: _Optional[_Union[CooldownGate, _Mapping]] = ..., ceilings: _Optional[_Iterable[_Union[Ceiling, _Mapping]]] = ..., charging: _Optional[_Union[Charging, str]] = ...) -> None: ...
+    inputs: str
+    def __init__(self, run_id: _Optional[str] = ..., artifact: _Optional[str] = ..., soc: _Optional[str] = ..., kind: _Optional[_Union[SegmentKind, str]] = ..., block_index: _Optional[int] = ..., min_inferences: _Optional[int] = ..., min_duration_ns: _Optional[int] = ..., max_duration_ns: _Optional[int] = ..., warmup_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., perf_profile: _Optional[str] = ..., sample_rate_hz: _Optional[float] = ..., warmup_max_ns: _Optional[int] = ..., cooldown: _Optional[_Union[CooldownGate, _Mapping]] = ..., ceilings: _Optional[_Iterable[_Union[Ceiling, _Mapping]]] = ..., charging: _Optional[_Union[Charging, str]] = ..., inputs: _Optional[str] = ...) -> None: ...
 
 class CooldownGate(_message.Message):
     __slots__ = ("sites", "above_start_c", "timeout_ns")
@@ -349,7 +353,7 @@ class SubscribeRequest(_message.Message):
     def __init__(self, from_seq: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("seq", "session_id", "run_id", "samples", "marks", "load", "golden", "block", "end", "sampler", "cooldown", "profile")
+    __slots__ = ("seq", "session_id", "run_id", "samples", "marks", "load", "golden", "block", "end", "sampler", "cooldown", "profile", "evaluation")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -362,6 +366,7 @@ class Batch(_message.Message):
     SAMPLER_FIELD_NUMBER: _ClassVar[int]
     COOLDOWN_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
     seq: int
     session_id: str
     run_id: str
@@ -374,7 +379,8 @@ class Batch(_message.Message):
     sampler: SamplerReport
     cooldown: CooldownResult
     profile: ProfileResult
-    def __init__(self, seq: _Optional[int] = ..., session_id: _Optional[str] = ..., run_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Samples, _Mapping]]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., load: _Optional[_Union[LoadResult, _Mapping]] = ..., golden: _Optional[_Union[GoldenResult, _Mapping]] = ..., block: _Optional[_Union[BlockResult, _Mapping]] = ..., end: _Optional[_Union[SegmentEnd, _Mapping]] = ..., sampler: _Optional[_Union[SamplerReport, _Mapping]] = ..., cooldown: _Optional[_Union[CooldownResult, _Mapping]] = ..., profile: _Optional[_Union[ProfileResult, _Mapping]] = ...) -> None: ...
+    evaluation: EvaluationResult
+    def __init__(self, seq: _Optional[int] = ..., session_id: _Optional[str] = ..., run_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Samples, _Mapping]]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., load: _Optional[_Union[LoadResult, _Mapping]] = ..., golden: _Optional[_Union[GoldenResult, _Mapping]] = ..., block: _Optional[_Union[BlockResult, _Mapping]] = ..., end: _Optional[_Union[SegmentEnd, _Mapping]] = ..., sampler: _Optional[_Union[SamplerReport, _Mapping]] = ..., cooldown: _Optional[_Union[CooldownResult, _Mapping]] = ..., profile: _Optional[_Union[ProfileResult, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationResult, _Mapping]] = ...) -> None: ...
 
 class Samples(_message.Message):
     __slots__ = ("channel", "t_ns", "value")
@@ -457,6 +463,26 @@ class OpProfile(_message.Message):
     op_id: int
     cycles: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, name: _Optional[str] = ..., op_id: _Optional[int] = ..., cycles: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class EvaluationResult(_message.Message):
+    __slots__ = ("samples", "outputs")
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    samples: int
+    outputs: _containers.RepeatedCompositeFieldContainer[OutputFile]
+    def __init__(self, samples: _Optional[int] = ..., outputs: _Optional[_Iterable[_Union[OutputFile, _Mapping]]] = ...) -> None: ...
+
+class OutputFile(_message.Message):
+    __slots__ = ("tensor", "file", "size", "sha256")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    tensor: str
+    file: str
+    size: int
+    sha256: str
+    def __init__(self, tensor: _Optional[str] = ..., file: _Optional[str] = ..., size: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class SegmentEnd(_message.Message):
     __slots__ = ("kind", "block_index", "outcome", "failure_class", "message")

@@ -164,11 +164,11 @@ def _build(
     with stage("compile"):
         compiled = compile_context(model_onnx, soc, request.htp, tmp / "compiled")
     with stage("evaluate_ort"):
-        float_outputs = _float_outputs(request, model, task)
+        reference = float_outputs(request.cache_dir, model, task)
         ort_outputs = run_ort(model_onnx, task)
         evaluations = {
-            "float": evaluate_outputs(task, float_outputs, float_outputs, Provenance.ORT_CPU),
-            "ort_cpu": evaluate_outputs(task, float_outputs, ort_outputs, Provenance.ORT_CPU),
+            "float": evaluate_outputs(task, reference, reference, Provenance.ORT_CPU),
+            "ort_cpu": evaluate_outputs(task, reference, ort_outputs, Provenance.ORT_CPU),
         }
     with stage("evaluate_htp"):
         n = min(request.emulator_samples, len(task))
@@ -176,7 +176,7 @@ def _build(
         with HtpEmulator(compiled.context_onnx) as emulator:
             htp_outputs = emulator.run(feeds)
         evaluations["htp_emulator"] = evaluate_outputs(
-            task, float_outputs[:n], htp_outputs, Provenance.HTP_EMULATOR
+            task, reference[:n], htp_outputs, Provenance.HTP_EMULATOR
         )
     golden = min(GOLDEN_SAMPLES, n)
     return ArtifactContents(
@@ -195,10 +195,10 @@ def _build(
     )
 
 
-def _float_outputs(request: BuildRequest, model: Model, task: Task) -> list[Outputs]:
+def float_outputs(cache_dir: Path, model: Model, task: Task) -> list[Outputs]:
     """Outputs of the float model over the task, computed once for all its variants."""
     parts = {"float_outputs": model.fingerprint, "task": task.fingerprint}
-    path = request.cache_dir / "float" / f"{cache.key(parts)}.npz"
+    path = cache_dir / "float" / f"{cache.key(parts)}.npz"
     names = [o.name for o in model.outputs]
     if path.exists():
         try:

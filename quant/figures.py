@@ -41,6 +41,8 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy_drop", "fraction", "Accuracy drop vs float", False, 4),
         Metric("accuracy_drop_fp16", "fraction", "Accuracy drop vs fp16 variant", False, 4),
         Metric("sqnr_db", "dB", "SQNR", True, 1),
+        # Device against HTP emulator, on the inferences that the artifact stores.
+        Metric("device_sqnr_db", "dB", "SQNR, device vs HTP emulator", True, 1),
         Metric("agreement", "fraction", "Agreement with float", True, 4),
         Metric("latency_ms", "ms", "Latency, median", False, 3),
         # Median distance of a block from the median of the blocks.

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import io
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from host.client import AgentBatch, SegmentEnd, SegmentSpec
+import numpy as np
+from numpy.typing import NDArray
+
+from host.client import AgentBatch, OutputFile, SegmentEnd, SegmentSpec
 from host.devices import DeviceSession
 from host.errors import DeviceError, FailureClass
 from host.store import Store
@@ -25,6 +32,7 @@ RECONNECTS = 5
 MAX_RESTARTS = 3
 # Between the last time of a dead agent's clock and the first of the next one's.
 BOOT_GAP_NS = 10_000_000_000
+_WHERE = {"check": "the check", "evaluate": "the accuracy pass"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,8 @@ class DeviceRunner:
         self._epoch_ns = 0
         self._next_seq = 1
         self.artifacts: dict[str, Artifact] = {}
+        self._inputs: dict[str, Path] = {}
+        self._outputs: dict[str, tuple[OutputFile, ...]] = {}
         self.failures: dict[str, RunFailure] = {}
         self._pending: list[SegmentSpec] = []
         self._connected()
@@ -97,6 +107,28 @@ class DeviceRunner:
         self.artifacts[artifact.sha256] = artifact
         self._device.put(artifact)
 
+    def put_inputs(self, folder: Path, sha256: str) -> None:
+        """Bring an input set to the device; `folder` must stay: a new agent gets it again."""
+        self._inputs[sha256] = folder
+        self._device.put_files(folder, sha256)
+
+    def outputs(self, run_id: str) -> dict[str, NDArray[Any]]:
+        """What an evaluation computed, by output, samples on the first axis; {} when it failed,
+        or its files cannot be had whole (the run has then failed)."""
+        found: dict[str, NDArray[Any]] = {}
+        for output in self._outputs.get(run_id, ()):
+            try:
+                data = self._device.client.fetch(output.file, output.size)
+            except DeviceError as error:
+                self._fail(run_id, error.failure_class, f"Fetching its outputs: {error.message}")
+                return {}
+            if hashlib.sha256(data).hexdigest() != output.sha256:
+                message = f"Output {output.tensor!r} arrived damaged."
+                self._fail(run_id, FailureClass.DEVICE_ERROR, message)
+                return {}
+            found[output.tensor] = np.load(io.BytesIO(data), allow_pickle=False)
+        return found
+
     def run(self, segments: Sequence[SegmentSpec]) -> None:
         """Run segments in order. Failures are in `failures` afterwards, by run."""
         self._pending = [s for s in segments if s.run_id not in self.failures]
@@ -111,6 +143,8 @@ class DeviceRunner:
         """Store batches until every pending segment ended; what a failed run leaves is dropped."""
         for batch in self._batches():
             self._commit(batch)
+            if batch.outputs:
+                self._outputs[batch.raw.run_id] = batch.outputs
             if batch.end is not None:
                 self._ended(batch.raw.run_id, batch.end)
             if not self._pending:
@@ -142,13 +176,15 @@ class DeviceRunner:
         """The agent is gone: its current run has failed; restart it for the others."""
         current = self._pending[0]
         how = self._device.death() or error.message
-        where = "the check" if current.kind == "check" else f"block {current.block_index}"
+        where = _WHERE.get(current.kind, f"block {current.block_index}")
         self._fail(current.run_id, error.failure_class, f"During {where}: {how}")
         self._on_segment(SegmentDone(current, how))
         self._pending = [s for s in self._pending if s.run_id not in self.failures]
         self._restart()
         for sha256 in {s.artifact_sha256 for s in self._pending}:
             self._device.put(self.artifacts[sha256])
+        for sha256 in {s.inputs_sha256 for s in self._pending if s.inputs_sha256}:
+            self._device.put_files(self._inputs[sha256], sha256)
 
     def _restart(self) -> None:
         self._restarts += 1

@@ -109,24 +109,20 @@ def drop_figures(artifact: Artifact, baseline: Artifact | None, seed: int) -> li
         scores = baseline.arrays(SCORES)["htp_emulator"]
         references.append(("accuracy_drop_fp16", scores))
     return [
-        _drop(
-            name,
-            reference,
-            ours["htp_emulator"],
-            metric,
-            seed,
-        )
+        drop_figure(name, reference, ours["htp_emulator"], metric, seed, Provenance.HTP_EMULATOR)
         for name, reference in references
     ]
 
 
-def _drop(
+def drop_figure(
     name: str,
     reference: Scores,
     scores: Scores,
     metric: Metric,
     seed: int,
+    provenance: Provenance,
 ) -> Figure:
+    """The paired drop of `scores`, of this provenance, on the samples that both have."""
     n = min(len(reference), len(scores))
     estimate = accuracy_drop(
         reference[:n],
@@ -139,7 +135,7 @@ def _drop(
         name,
         estimate.value,
         metric.unit,
-        Provenance.HTP_EMULATOR,
+        provenance,
         n,
         estimate.low,
         estimate.high,

@@ -134,6 +134,18 @@ def block_segment(run_id: str, artifact: str, index: int, under: Conditions) -> 
     )
 
 
+def evaluate_segment(run_id: str, artifact: str, inputs: str, under: Conditions) -> SegmentSpec:
+    """The outputs of every sample of the input set `inputs`; nothing is timed or sampled."""
+    return SegmentSpec(
+        run_id,
+        artifact,
+        under.soc,
+        "evaluate",
+        perf_profile=under.perf_profile,
+        inputs_sha256=inputs,
+    )
+
+
 def block_order(run_ids: Sequence[str], blocks: int, seed: int) -> list[tuple[str, int]]:
     """(run, block) pairs: every block holds every run once, in an order of its own.
 

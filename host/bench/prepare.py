@@ -49,6 +49,7 @@ class BenchConfig:
     profile: str | None = None
     perf_profile: str = ""  # empty: as each artifact's run settings say
     emulator_samples: int = 256
+    device_accuracy: int = 0  # labelled samples run on the device itself; 0: none
     seed: int = 0
     time_factor: float | None = None
     sample_rate_hz: float = 100.0
@@ -123,6 +124,12 @@ def prepare(config: BenchConfig) -> tuple[Prepared, ...]:
     out: list[Prepared] = []
     for source in config.models:
         if source.path.suffix == ".qnn":
+            if config.device_accuracy:
+                raise UserError(
+                    f"{source.path.name} is a finished artifact: it holds no labelled samples to "
+                    "run on the device.",
+                    "Leave out --device-accuracy, or bench the model it was made from.",
+                )
             out.append(_prepare_artifact(source))
         else:
             out.append(_prepare_model(source, config))
@@ -202,6 +209,7 @@ def session_fingerprint(config: BenchConfig, prepared: tuple[Prepared, ...], pro
         "profile": profile,
         "perf_profile": config.perf_profile,
         "emulator_samples": config.emulator_samples,
+        "device_accuracy": config.device_accuracy,
         "seed": config.seed,
         "sample_rate_hz": config.sample_rate_hz,
     }

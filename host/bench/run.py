@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from host import __version__
+from host.bench.accuracy import accuracy_pass, beside_the_emulator, evaluation_figures
 from host.bench.builder import Builder, BuildFailure, Built
 from host.bench.device import DeviceRunner, SegmentDone, missing_blocks
 from host.bench.figures import drop_figures, score_arrays, static_figures
@@ -36,10 +37,12 @@ from host.bench.prepare import (
     BenchConfig,
     Prepared,
     PreparedArtifact,
+    PreparedModel,
     prepare,
     session_fingerprint,
     skip_reason,
 )
+from host.bench.records import open_store, record_unopened, run_row
 from host.devices import DeviceInfo, DeviceSession, open_device
 from host.errors import DeviceError, FailureClass, RunStatus, ToolchainError, UserError
 from host.measure import Limits, assess
@@ -47,6 +50,7 @@ from host.store import Store, new_session_id
 from host.store.rows import DeviceRow, RunRow, SessionRow, Stage
 from quant.artifact import Artifact, open_artifact
 from quant.build import cached_artifact
+from quant.evaluate import Evaluation
 from quant.figures import Figure
 from quant.htp.soc import get_soc
 
@@ -94,85 +98,10 @@ def run_bench(config: BenchConfig, events: BenchEvents) -> BenchOutcome:
     try:
         device = open_device(config.target, time_factor=config.time_factor)
     except DeviceError as e:
-        _record_unopened(config, prepared, e)
+        record_unopened(config, prepared, e)
         raise
-    with closing(device), _open_store(config) as store:
+    with closing(device), open_store(config) as store:
         return _Bench(config, prepared, store, device, events).run()
-
-
-def _open_store(config: BenchConfig) -> Store:
-    config.db_path.parent.mkdir(parents=True, exist_ok=True)
-    return Store.open(config.db_path, create=True)
-
-
-def _record_unopened(
-    config: BenchConfig, prepared: tuple[Prepared, ...], error: DeviceError
-) -> None:
-    """A device that is there but cannot be used: every job is a failed row, for whoever reads the
-    database of an unattended lab later."""
-    target = config.target
-    profile = get_profile(config.profile, emulated=target.emulated)
-    session = SessionRow(
-        new_session_id(),
-        session_fingerprint(config, prepared, profile.name),
-        target.emulated,
-        profile.name,
-        config.seed,
-        command=config.command,
-        host_version=__version__,
-    )
-    device = target.serial or target.soc or target.emulated_soc or "unknown"
-    with _open_store(config) as store:
-        # No figure comes of it, so it cannot mix with anything.
-        store.new_session(session, allow_mixed=True)
-        jobs = [(p, v) for p in prepared for v in p.variants]
-        for number, (p, variant) in enumerate(jobs, start=1):
-            run_id = f"{session.session_id}-{number:02d}"
-            store.add_run(
-                _run_row(config, session.session_id, run_id, p, variant, profile.name, device)
-            )
-            store.finish_run(
-                run_id,
-                RunStatus.FAILED,
-                failure_class=error.failure_class,
-                message=f"The device could not be opened: {error.message}",
-            )
-        store.finish_session(session.session_id)
-
-
-def _run_row(
-    config: BenchConfig,
-    session_id: str,
-    run_id: str,
-    p: Prepared,
-    variant: JobVariant,
-    profile: str,
-    device: str,
-    info: DeviceInfo | None = None,
-) -> RunRow:
-    """A planned run; `device` names it where there is no description of it."""
-    identity = p.identity
-    return RunRow(
-        run_id,
-        session_id,
-        identity.name,
-        identity.model_type,
-        identity.fingerprint,
-        identity.task_fingerprint,
-        info.soc if info else config.target.soc or config.target.emulated_soc,
-        info.label if info else device,
-        info.serial if info else config.target.serial,
-        "+".join(variant.methods),
-        variant.canonical,
-        profile,
-        perf_profile=config.perf_profile or p.perf_profile,
-        seed=config.seed,
-        options_json=variant.options_json,
-        accuracy_metric=identity.metric,
-        accuracy_higher_is_better=identity.higher_is_better,
-        notes_json=json.dumps(identity.notes),
-        fingerprint_json=json.dumps(info.fingerprint if info else {}),
-    )
 
 
 class _Bench:
@@ -204,6 +133,7 @@ class _Bench:
         self.statuses: dict[str, RunStatus] = {}
         self.failures: dict[str, tuple[FailureClass, str]] = {}
         self.artifacts: dict[str, Artifact] = {}
+        self.evaluations: dict[str, Evaluation] = {}  # what the device itself computed
 
     def run(self) -> BenchOutcome:
         session_id, old_runs = self._session()
@@ -301,7 +231,7 @@ class _Bench:
 
     def _add_run(self, session_id: str, run_id: str, p: Prepared, variant: JobVariant) -> None:
         info = self.device.info
-        row = _run_row(
+        row = run_row(
             self.config, session_id, run_id, p, variant, self.profile.name, info.label, info
         )
         self.store.add_run(row, info.channels)
@@ -323,6 +253,7 @@ class _Bench:
         try:
             self._build_and_check(todo, runner)
             self._timed_blocks(runner, stored)
+            self._accuracy_passes(todo, runner)
         except DeviceError as e:
             # The device is lost for good: what is not finished has failed with it.
             for job, _ in todo:
@@ -411,6 +342,24 @@ class _Bench:
         )
         self._collect_failures(runner)
 
+    def _accuracy_passes(self, todo: list[tuple[Job, Prepared]], runner: DeviceRunner) -> None:
+        """With --device-accuracy, after the timed blocks: the pass would warm the device up."""
+        if not self.config.device_accuracy:
+            return
+        for p in self.prepared:
+            jobs = [job for job, q in todo if q is p and job.run_id not in self.statuses]
+            if jobs and isinstance(p, PreparedModel):
+                self.evaluations |= accuracy_pass(
+                    p,
+                    {job.run_id: self.artifacts[job.run_id] for job in jobs},
+                    self.config,
+                    self.conditions,
+                    runner,
+                    self.device.info.numerics,
+                    self.events.stage,
+                )
+        self._collect_failures(runner)
+
     def _collect_failures(self, runner: DeviceRunner) -> None:
         for run_id, failure in runner.failures.items():
             if run_id not in self.statuses:
@@ -429,24 +378,44 @@ class _Bench:
             )
             result = assess(data, self.device.info.provenance, limits)
             artifact = self.artifacts[job.run_id]
-            drops = drop_figures(artifact, self._baseline(job), self.config.seed)
+            baseline = self._baseline(job)
+            drops = drop_figures(
+                artifact, self.artifacts[baseline] if baseline else None, self.config.seed
+            )
+            figures, notes = self._device_quality(job.run_id, artifact, baseline)
             self._finish(
                 job.run_id,
                 result.status,
                 message=result.message,
-                figures=[*result.figures, *drops],
+                figures=_latest([*result.figures, *drops, *figures]),
                 power_method=result.power_method,
                 power_update_hz=result.power_update_hz,
-                notes=[str(warning) for warning in result.warnings],
+                notes=[*(str(warning) for warning in result.warnings), *notes],
             )
 
-    def _baseline(self, job: Job) -> Artifact | None:
-        """The fp16 artifact of the same model, unless the job is that one."""
+    def _device_quality(
+        self, run_id: str, artifact: Artifact, baseline: str
+    ) -> tuple[list[Figure], list[str]]:
+        """Figures and a note of the accuracy pass. An emulated device computes what the HTP
+        emulator computed already: its figures count where they rest on more samples."""
+        evaluation = self.evaluations.get(run_id)
+        if evaluation is None:
+            return [], []
+        notes = [beside_the_emulator(evaluation, artifact)]
+        known = int(artifact.manifest["quality"].get(evaluation.engine.value, {}).get("n", 0))
+        if evaluation.n <= known:
+            return [], notes
+        fp16 = self.evaluations.get(baseline)
+        self.store.add_scores(run_id, evaluation.engine, evaluation.metric, evaluation.scores)
+        return evaluation_figures(evaluation, artifact, fp16, self.config.seed), notes
+
+    def _baseline(self, job: Job) -> str:
+        """The run of the same model's fp16 artifact; empty where it is the job or there is none."""
         for run_id, artifact in self.artifacts.items():
             same = artifact.manifest["model"]["name"] == job.model_name
             if same and artifact.variant == "fp16" and run_id != job.run_id:
-                return artifact
-        return None
+                return run_id
+        return ""
 
     def _fail(self, run_id: str, failure_class: FailureClass, message: str) -> None:
         self.failures[run_id] = (failure_class, message)
@@ -476,3 +445,8 @@ class _Bench:
         )
         self.statuses[run_id] = status
         self.events.finished(run_id, status, message)
+
+
+def _latest(figures: Sequence[Figure]) -> list[Figure]:
+    """Of figures of the same metric and provenance the last."""
+    return list({(f.metric, f.provenance): f for f in figures}.values())

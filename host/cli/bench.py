@@ -86,6 +86,8 @@ class Progress:
                 text = f"failed: {done.failure}"
             elif done.spec.kind == "check":
                 text = "checked on the device"
+            elif done.spec.kind == "evaluate":
+                text = "evaluated on the device"
             else:
                 text = f"block {done.spec.block_index + 1} measured"
             self._cells.setdefault(run_id, {})["state"] = text
@@ -176,6 +178,14 @@ def register(app: typer.Typer) -> None:
             int | None,
             typer.Option(min=1, help="Labelled samples run in the HTP emulator (256)."),
         ] = None,
+        device_accuracy: Annotated[
+            int | None,
+            typer.Option(
+                min=0,
+                metavar="N",
+                help="Also run N labelled samples on the device: accuracy measured there.",
+            ),
+        ] = None,
         input_shape: Annotated[
             list[str] | None,
             typer.Option(help="Fix a dynamic input: name:1,3,224,224; repeatable."),
@@ -215,6 +225,7 @@ def register(app: typer.Typer) -> None:
                 "db_path": db_path,
                 "output_dir": output_dir,
                 "emulator_samples": emulator_samples,
+                "device_accuracy": device_accuracy,
                 "seed": seed,
                 "time_factor": time_factor,
                 "cooldown_timeout": cooldown_timeout,
@@ -265,6 +276,7 @@ def resolve_bench(
         profile=values["profile"],
         perf_profile=values["perf_profile"] or "",
         emulator_samples=values["emulator_samples"],
+        device_accuracy=values["device_accuracy"],
         seed=values["seed"],
         time_factor=values["time_factor"],
         sample_rate_hz=values["sample_rate_hz"],

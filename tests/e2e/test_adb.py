@@ -40,8 +40,8 @@ def bench(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             sys.executable, "-m", "host", "bench", "--methods", "int8", "--profile", "rapid",
-            "--emulator-samples", "8", "--json", "--db-path", str(folder / "db.duckdb"),
-            "--output-dir", str(folder / "out"), *arguments,
+            "--emulator-samples", "8", "--device-accuracy", "12", "--json", *arguments,
+            "--db-path", str(folder / "db.duckdb"), "--output-dir", str(folder / "out"),
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -94,6 +94,11 @@ def test_two_devices_at_once_give_what_mock_gives(server: AdbServer, tmp_path: P
     for key in figures.keys() - set(timed):
         assert figures[key] == expected[key], key
     assert ("accuracy", "htp_emulator") in figures and ("latency_ms", "emulated_device") in timed
+    with duckdb.connect(str(folders["sm8650"] / "db.duckdb"), read_only=True) as db:
+        (notes,) = db.execute("SELECT notes_json FROM runs").fetchone() or ("",)
+        passed = db.execute("SELECT n FROM figures WHERE metric = 'accuracy'").fetchall()
+    assert "device: 12 samples" in notes and "scores 8 of 8 the same" in notes
+    assert (12,) in passed
     for column in ("model_name", "quantization_method", "variant", "device", "accuracy_metric"):
         assert run[column] == mock[column]
     assert rows(folders["sm8550"])[0]["device"] == "emulated:sm8550"

@@ -54,7 +54,8 @@ def test_names_that_everything_else_relies_on():
     }  # fmt: skip
     assert sorted(ExitCode) == [0, 1, 2, 3, 4, 5, 70, 130]
     assert {
-        "accuracy", "sqnr_db", "agreement", "latency_ms", "latency_min_ms", "latency_p90_ms",
+        "accuracy", "sqnr_db", "device_sqnr_db", "agreement",
+        "latency_ms", "latency_min_ms", "latency_p90_ms",
         "latency_p99_ms", "throughput_items_per_sec", "power_mw", "energy_mj", "energy_gross_mj",
         "model_size_bytes", "artifact_bytes", "download_bytes", "memory_mb", "startup_ms",
         "startup_warm_ms", "first_inference_ms", "ddr_read_bytes", "ddr_write_bytes",
