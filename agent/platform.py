@@ -51,6 +51,10 @@ class Platform(Protocol):
         """The device's monotonic clock; from any thread."""
         ...
 
+    def clock_ns(self) -> int:
+        """The same clock as a host may relate it to its own: no coarser than the clock itself."""
+        ...
+
     def idle(self, ns: int, stop: Stop) -> None:
         """Let the device rest for this long, or until `stop()`."""
         ...

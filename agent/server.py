@@ -162,7 +162,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):  # type: ignore[misc,unused-ig
         description.protocol_version = PROTOCOL_VERSION
         description.agent_version = __version__
         description.spool_capacity_bytes = self._spool.capacity_bytes
-        description.clock_ns = self._platform.now_ns()
+        description.clock_ns = self._platform.clock_ns()
         return description
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.AgentStatus:
@@ -174,7 +174,7 @@ class AgentService(agent_pb2_grpc.AgentServicer):  # type: ignore[misc,unused-ig
             acked_seq=self._spool.acked_seq,
             spool_bytes=self._spool.size_bytes,
             queued_segments=queued,
-            clock_ns=self._platform.now_ns(),
+            clock_ns=self._platform.clock_ns(),
             artifacts=self._artifacts.names(),
         )
 

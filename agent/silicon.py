@@ -122,6 +122,8 @@ class SiliconPlatform:
     def now_ns(self) -> int:
         return time.monotonic_ns()
 
+    clock_ns = now_ns
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """A wake lock where the kernel has one: a device that falls asleep measures nothing."""

@@ -105,8 +105,8 @@ class SegmentSpec:
 
 
 @dataclass(frozen=True)
-class ClockEstimate:
-    """Device clock minus host monotonic clock, and the round trip that bounds its error."""
+class RoundTrip:
+    """Device clock minus host monotonic clock, and half the round trip, which bounds its error."""
 
     offset_ns: int
     uncertainty_ns: int
@@ -182,16 +182,19 @@ class AgentClient:
         reply: pb.AgentStatus = self._call("Status", pb.StatusRequest())
         return reply
 
-    def clock(self, rounds: int = 5) -> ClockEstimate:
-        """Offset by the round trip with the least delay (Cristian's algorithm)."""
-        best: ClockEstimate | None = None
+    def clock(self, rounds: int = 10, enough_ns: int = 1_000_000) -> tuple[int, RoundTrip]:
+        """(host time, offset) of the round trip with the least delay (Cristian's algorithm), of
+        at most `rounds`; one of less than `enough_ns` is taken at once."""
+        best: tuple[int, RoundTrip] | None = None
         for _ in range(rounds):
+            if best is not None and 2 * best[1].uncertainty_ns < enough_ns:
+                break
             before = time.monotonic_ns()
             device = self.status().clock_ns
             after = time.monotonic_ns()
             half = (after - before) // 2
-            if best is None or half < best.uncertainty_ns:
-                best = ClockEstimate(device - (before + half), half)
+            if best is None or half < best[1].uncertainty_ns:
+                best = before + half, RoundTrip(device - (before + half), half)
         assert best is not None
         return best
 

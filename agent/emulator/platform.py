@@ -64,8 +64,7 @@ class EmulatedPlatform:
         self.charger = Charger(self._tree.root, root / "charger.json")
         self._numerics = OrtQnnRuntime(log_path(root, "ort_qnn"))
         self._lock = threading.Lock()  # whoever advances the device holds it
-        self._wall_s = time.monotonic()
-        self._base_ns = self._device.now_ns
+        self._anchor = (time.monotonic(), self._device.now_ns)  # wall s and device ns, at once
         if time_factor is not None:
             self._device.pace = self._pace
             threading.Thread(target=self._rest, daemon=True, name="emulated-rest").start()
@@ -108,12 +107,19 @@ class EmulatedPlatform:
     def now_ns(self) -> int:
         return self._device.now_ns
 
+    def clock_ns(self) -> int:
+        """With a factor the clock goes on between two steps of the device."""
+        if self._factor is None:
+            return self._device.now_ns
+        wall_s, base_ns = self._anchor
+        return base_ns + round((time.monotonic() - wall_s) * self._factor * 1e9)
+
     @contextmanager
     def active(self) -> Iterator[None]:
         with self._lock:
             self._catch_up()
             yield
-            self._rebase()
+            self._catch_up()  # numerics take wall time, in which the device has rested
 
     def idle(self, ns: int, stop: Stop) -> None:
         end = self._device.now_ns + ns
@@ -152,23 +158,24 @@ class EmulatedPlatform:
     def _pace(self, now_ns: int) -> None:
         """Sleep until the wall reaches device time `now_ns`."""
         assert self._factor is not None
-        ahead_s = (now_ns - self._base_ns) / 1e9 / self._factor - (time.monotonic() - self._wall_s)
+        wall_s, base_ns = self._anchor
+        ahead_s = (now_ns - base_ns) / 1e9 / self._factor - (time.monotonic() - wall_s)
         if ahead_s > 0.001:
             time.sleep(ahead_s)
         elif ahead_s < -_LATE_S:
             self._rebase()
 
     def _rebase(self) -> None:
-        self._wall_s, self._base_ns = time.monotonic(), self._device.now_ns
+        self._anchor = (time.monotonic(), self._device.now_ns)
 
     def _catch_up(self) -> None:
         """Let the device rest for the wall time that has passed since it was last advanced."""
         if self._factor is not None:
-            rested = round((time.monotonic() - self._wall_s) * self._factor * 1e9)
+            # The anchor stays: rebasing here would lose a little of the wall's time each time,
+            # and the two clocks would drift apart.
             self._device.pace = None
-            self._device.advance(rested - (self._device.now_ns - self._base_ns))
+            self._device.advance(max(0, self.clock_ns() - self._device.now_ns))
             self._device.pace = self._pace
-            self._rebase()
 
     def _rest(self) -> None:
         """Between segments the device cools and its files stay fresh."""

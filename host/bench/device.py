@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from host.bench.clocks import SessionClock
 from host.client import AgentBatch, OutputFile, SegmentEnd, SegmentSpec
 from host.devices import DeviceSession
 from host.errors import DeviceError, FailureClass
+from host.meters.recorder import MeterRecorder
 from host.store import Store
-from host.store.rows import ClockOffset, Mark, RawBatch, Samples
+from host.store.rows import Mark, RawBatch, Samples
 from quant.artifact import Artifact
 
 # Without a batch for this long the agent is asked whether it still lives.
@@ -64,8 +67,12 @@ class DeviceRunner:
         on_segment: Callable[[SegmentDone], None],
         *,
         last_time_ns: int = 0,
+        meter: MeterRecorder | None = None,
     ) -> None:
         self._device = device
+        self._meter = meter
+        # Device times between which the segment under way has left marks.
+        self._span_ns: tuple[int, int] | None = None
         self._store = store
         self._session_id = session_id
         self._on_segment = on_segment
@@ -77,7 +84,9 @@ class DeviceRunner:
         self._inputs: dict[str, Path] = {}
         self._outputs: dict[str, tuple[OutputFile, ...]] = {}
         self.failures: dict[str, RunFailure] = {}
+        self.notes: dict[str, list[str]] = {}  # of a run, beside what its figures say
         self._pending: list[SegmentSpec] = []
+        self.clock = SessionClock(store, session_id, device.info.serial)
         self._connected()
 
     def _connected(self) -> None:
@@ -86,22 +95,9 @@ class DeviceRunner:
         The clock of a rebooted device starts again; its times are moved behind the last one
         seen, so that the samples of a run never overlap.
         """
-        clock = self._device.client.clock()
-        host_ns = time.monotonic_ns()
-        device_ns = host_ns + clock.offset_ns
-        self._epoch_ns = max(0, self._last_time_ns + BOOT_GAP_NS - device_ns) * (
-            1 if self._last_time_ns else 0
-        )
-        self._next_seq = int(self._device.client.status().acked_seq) + 1
-        self._store.add_clock_offset(
-            ClockOffset(
-                self._session_id,
-                self._device.info.serial,
-                host_ns,
-                device_ns + self._epoch_ns,
-                2 * clock.uncertainty_ns,
-            )
-        )
+        client = self._device.client
+        self._epoch_ns = self.clock.new_epoch(client, self._last_time_ns, BOOT_GAP_NS)
+        self._next_seq = int(client.status().acked_seq) + 1
 
     def put(self, artifact: Artifact) -> None:
         self.artifacts[artifact.sha256] = artifact
@@ -132,12 +128,13 @@ class DeviceRunner:
     def run(self, segments: Sequence[SegmentSpec]) -> None:
         """Run segments in order. Failures are in `failures` afterwards, by run."""
         self._pending = [s for s in segments if s.run_id not in self.failures]
-        while self._pending:
-            try:
-                self._device.client.start(self._session_id, self._pending)
-                self._consume()
-            except DeviceError as e:
-                self._recover(e)
+        with self._meter.recording() if self._meter else nullcontext():
+            while self._pending:
+                try:
+                    self._device.client.start(self._session_id, self._pending)
+                    self._consume()
+                except DeviceError as e:
+                    self._recover(e)
 
     def _consume(self) -> None:
         """Store batches until every pending segment ended; what a failed run leaves is dropped."""
@@ -146,6 +143,7 @@ class DeviceRunner:
             if batch.outputs:
                 self._outputs[batch.raw.run_id] = batch.outputs
             if batch.end is not None:
+                self._take_readings(batch.raw.run_id)
                 self._ended(batch.raw.run_id, batch.end)
             if not self._pending:
                 return
@@ -168,6 +166,22 @@ class DeviceRunner:
                 self._device.client.cancel(run_id)
                 self._pending = [s for s in self._pending if s.run_id != run_id]
         self._on_segment(SegmentDone(spec, failure))
+
+    def _take_readings(self, run_id: str) -> None:
+        """What the external meter measured while the segment that has ended was running."""
+        span, self._span_ns = self._span_ns, None
+        if self._meter is None or span is None:
+            return
+        self.clock.observe(self._device.client, at_once=True)
+        samples, why_not = self._meter.take(run_id, self.clock.line, *span)
+        self._store.add_samples(run_id, samples)
+        if why_not:
+            self.note(run_id, why_not)
+
+    def note(self, run_id: str, text: str) -> None:
+        notes = self.notes.setdefault(run_id, [])
+        if text not in notes:
+            notes.append(text)
 
     def _fail(self, run_id: str, failure_class: FailureClass, message: str) -> None:
         self.failures.setdefault(run_id, RunFailure(failure_class, message))
@@ -200,8 +214,12 @@ class DeviceRunner:
         """Store, then acknowledge: only what is committed may be forgotten on the device."""
         raw = shift(batch.raw, self._epoch_ns)
         self._last_time_ns = max(self._last_time_ns, last_time_ns(raw))
+        for mark in raw.marks:
+            start, end = self._span_ns or (mark.t_start_ns, mark.t_end_ns)
+            self._span_ns = min(start, mark.t_start_ns), max(end, mark.t_end_ns)
         self._device.client.ack(self._store.append(self._session_id, self._device.stream_id, [raw]))
         self._next_seq = raw.seq + 1
+        self.clock.observe(self._device.client)
 
     def _batches(self) -> Iterator[AgentBatch]:
         """Batches without gaps or repeats, over broken connections."""

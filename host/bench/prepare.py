@@ -56,6 +56,7 @@ class BenchConfig:
     cooldown_timeout_s: float = 300.0
     ceilings: tuple[tuple[str, float], ...] = ()
     stop_charging: bool = False
+    meter: str = ""  # NAME[:key=value,...] of an external one
     resume: bool = False
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     command: str = ""

@@ -12,8 +12,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +46,7 @@ from host.bench.records import open_store, record_unopened, run_row
 from host.devices import DeviceInfo, DeviceSession, open_device
 from host.errors import DeviceError, FailureClass, RunStatus, ToolchainError, UserError
 from host.measure import Limits, assess
+from host.meters.recorder import MeterRecorder, open_recorder
 from host.store import Store, new_session_id
 from host.store.rows import DeviceRow, RunRow, SessionRow, Stage
 from quant.artifact import Artifact, open_artifact
@@ -100,8 +101,14 @@ def run_bench(config: BenchConfig, events: BenchEvents) -> BenchOutcome:
     except DeviceError as e:
         record_unopened(config, prepared, e)
         raise
-    with closing(device), open_store(config) as store:
-        return _Bench(config, prepared, store, device, events).run()
+    with ExitStack() as stack:
+        stack.enter_context(closing(device))
+        meter = None
+        if config.meter:
+            meter = open_recorder(config.meter, device.info.label, emulated=device.info.emulated)
+            stack.enter_context(closing(meter))
+        store = stack.enter_context(open_store(config))
+        return _Bench(config, prepared, store, device, events, meter).run()
 
 
 class _Bench:
@@ -114,8 +121,10 @@ class _Bench:
         store: Store,
         device: DeviceSession,
         events: BenchEvents,
+        meter: MeterRecorder | None = None,
     ) -> None:
         self.config = config
+        self.meter = meter
         self.prepared = prepared
         self.store = store
         self.device = device
@@ -234,7 +243,7 @@ class _Bench:
         row = run_row(
             self.config, session_id, run_id, p, variant, self.profile.name, info.label, info
         )
-        self.store.add_run(row, info.channels)
+        self.store.add_run(row, [*info.channels, *(self.meter.channels if self.meter else ())])
 
     # Running -------------------------------------------------------------------------------
 
@@ -249,6 +258,7 @@ class _Bench:
             session_id,
             self.events.segment,
             last_time_ns=self.store.last_time_ns(session_id),
+            meter=self.meter,
         )
         try:
             self._build_and_check(todo, runner)
@@ -265,7 +275,7 @@ class _Bench:
                         message.message if message else e.message,
                     )
             return
-        self._measure([job for job, _ in todo if job.run_id not in self.statuses])
+        self._measure([job for job, _ in todo if job.run_id not in self.statuses], runner.notes)
 
     def _build_and_check(self, todo: list[tuple[Job, Prepared]], runner: DeviceRunner) -> None:
         """Build in a thread, in order; put and check each variant as soon as it is there."""
@@ -367,7 +377,7 @@ class _Bench:
 
     # Ending --------------------------------------------------------------------------------
 
-    def _measure(self, jobs: Iterable[Job]) -> None:
+    def _measure(self, jobs: Iterable[Job], of_runs: Mapping[str, Sequence[str]]) -> None:
         for job in jobs:
             data = self.store.run_data(job.run_id)
             limits = Limits(
@@ -390,7 +400,7 @@ class _Bench:
                 figures=_latest([*result.figures, *drops, *figures]),
                 power_method=result.power_method,
                 power_update_hz=result.power_update_hz,
-                notes=[*(str(warning) for warning in result.warnings), *notes],
+                notes=[*of_runs.get(job.run_id, ()), *map(str, result.warnings), *notes],
             )
 
     def _device_quality(

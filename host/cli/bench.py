@@ -208,6 +208,10 @@ def register(app: typer.Typer) -> None:
             bool | None,
             typer.Option("--stop-charging", help="Cut the charger while measuring; restored."),
         ] = None,
+        meter: Annotated[
+            str | None,
+            typer.Option(help="External power meter: NAME[:key=value,...], e.g. stream:port=7100."),
+        ] = None,
         json_output: Annotated[
             bool, typer.Option("--json", help="Results as JSON on stdout, and nothing else.")
         ] = False,
@@ -231,6 +235,7 @@ def register(app: typer.Typer) -> None:
                 "cooldown_timeout": cooldown_timeout,
                 "max_temperature": max_temperature,
                 "stop_charging": stop_charging,
+                "meter": meter,
             },
             model_inputs(model_path or [], task or [], model_type, metric),
             resume=resume,
@@ -283,6 +288,7 @@ def resolve_bench(
         cooldown_timeout_s=values["cooldown_timeout"],
         ceilings=parse_ceilings(values["max_temperature"]),
         stop_charging=values["stop_charging"],
+        meter=values["meter"],
         resume=resume,
         input_shapes=parse_input_shapes(input_shapes),
         command=shlex.join(["qhost", *sys.argv[1:]]),

@@ -16,6 +16,7 @@ from host.store.rows import Channel, Floats, Ints, Samples
 
 # Best first. Only the board's rail is the power of the whole device; a rail of one part (also the
 # SoC's mx rail) is the last resort, and says so.
+METER = "meter"  # outside the device, at its supply
 _PARTS = ("soc", "npu", "cpu", "gpu", "ddr")
 _NS = 1e-9
 
@@ -76,8 +77,8 @@ class PowerTrace:
 def choose_power(channels: Sequence[Channel], samples: Mapping[int, Samples]) -> PowerTrace | None:
     """The best power trace the channels allow, or None.
 
-    Order: the board's rail, an energy counter, battery power, battery current x voltage, and at
-    last a rail of one part. Only channels with two samples count.
+    Order: an external meter, the board's rail, an energy counter, battery power, battery current
+    x voltage, and at last a rail of one part. Only channels with two samples count.
     """
     usable = [c for c in channels if c.channel in samples and len(samples[c.channel].t_ns) >= 2]
 
@@ -88,7 +89,7 @@ def choose_power(channels: Sequence[Channel], samples: Mapping[int, Samples]) ->
                     return channel
         return None
 
-    if total := find("power", ("board",), _TO_MW):
+    if total := find("power", (METER, "board"), _TO_MW):
         return _from_power(total, samples[total.channel])
     if counter := find("energy", ("board", "soc"), _TO_MJ):
         return _from_counter(counter, samples[counter.channel])
@@ -121,6 +122,8 @@ def _from_power(channel: Channel, data: Samples, *, partial: bool = False) -> Po
     scope = f"{channel.site} rail only" if partial else f"{channel.site} rail"
     if channel.site == "battery":
         scope = "battery power"
+    elif channel.site == METER:
+        scope = "external meter"
     return PowerTrace(
         f"{scope}: {channel.name}" + (f" ({channel.method})" if channel.method else ""),
         channel.site == "battery",

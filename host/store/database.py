@@ -21,11 +21,13 @@ from host.store.migrations import Migration, current_version, migrate, newest_ve
 from host.store.queries import Queries
 from host.store.rows import (
     Channel,
+    ClockEstimate,
     ClockOffset,
     DeviceRow,
     Floats,
     RawBatch,
     RunRow,
+    Samples,
     SessionRow,
     Stage,
     utc_now,
@@ -126,9 +128,11 @@ class Store(Queries):
         with self.transaction():
             self._insert("devices", [device], replace=True)
 
-    def add_clock_offset(self, offset: ClockOffset) -> None:
+    def add_clock(self, offset: ClockOffset, estimate: ClockEstimate) -> None:
+        """One more observation of a device's clock, and the line that follows from all."""
         with self.transaction():
             self._insert("clock_offsets", [offset])
+            self._insert("clock_estimates", [estimate], replace=True)
 
     def add_run(self, run: RunRow, channels: Sequence[Channel] = ()) -> None:
         """Records a run. One that is there already is replaced with all it has, unless it is ok."""
@@ -183,6 +187,13 @@ class Store(Queries):
                 [stream_id, session_id, fresh[-1].seq],
             )
         return fresh[-1].seq
+
+    def add_samples(self, run_id: str, samples: Sequence[Samples]) -> None:
+        """Samples that the host took itself, of an external meter."""
+        table = columns.samples_table([RawBatch(0, run_id, tuple(samples))])
+        if table is not None:
+            with self.transaction():
+                self._insert_table("samples", table)
 
     def last_seq(self, stream_id: str) -> int:
         """Highest number of a stream that is on disk; 0 when nothing is."""

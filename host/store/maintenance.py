@@ -22,7 +22,7 @@ from host.store.migrations import current_version, newest_version
 from quant.figures import METRICS, Provenance
 
 # Key columns decide what is the same row in two databases; child rows come with their parent.
-SESSION_TABLES = ("devices", "clock_offsets", "streams")
+SESSION_TABLES = ("devices", "clock_offsets", "clock_estimates", "streams")
 TABLES = ("sessions", *SESSION_TABLES, "runs", *RUN_TABLES)
 MANIFEST = "export.json"
 FORMAT = "qhost.export"
@@ -192,7 +192,7 @@ def _take(store: Store) -> Merged:
         f"INSERT INTO sessions BY NAME SELECT * FROM qhost_source.sessions "
         f"WHERE session_id NOT IN ({known})"
     )
-    for table in ("devices", "streams"):
+    for table in ("devices", "clock_estimates", "streams"):
         run(f"INSERT OR IGNORE INTO {table} BY NAME SELECT * FROM qhost_source.{table}")
     run(
         "INSERT INTO clock_offsets BY NAME "

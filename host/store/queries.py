@@ -15,6 +15,7 @@ from host.errors import FailureClass, RunStatus, UserError, unknown_name
 from host.store.rows import (
     Block,
     Channel,
+    ClockEstimate,
     Cooldown,
     Floats,
     Golden,
@@ -100,6 +101,21 @@ class Queries:
             [session_id],
         )
         return int(value) if value is not None else 0
+
+    def clock_epochs(self, session_id: str, serial: str) -> int:
+        """How many epochs of a device's clock a session has: the number of the next one."""
+        value = self._value(
+            "SELECT max(epoch) + 1 FROM clock_estimates WHERE session_id = ? AND device_serial = ?",
+            [session_id, serial],
+        )
+        return int(value or 0)
+
+    def clock_estimates(self, session_id: str) -> list[ClockEstimate]:
+        return self._rows(
+            ClockEstimate,
+            "SELECT * FROM clock_estimates WHERE session_id = ? ORDER BY device_serial, epoch",
+            [session_id],
+        )
 
     def figures_of(self, run_id: str) -> list[Figure]:
         return self._rows(

@@ -194,11 +194,29 @@ class Stage:
 
 @dataclass(frozen=True)
 class ClockOffset:
+    """One round trip: the device's clock was read while the host's was at `host_ns`, give or
+    take half of `round_trip_ns`."""
+
     session_id: str
     device_serial: str
     host_ns: int
     device_ns: int
     round_trip_ns: int
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class ClockEstimate:
+    """The line through the round trips of one epoch: see `host.clock.ClockLine`."""
+
+    session_id: str
+    device_serial: str
+    epoch: int
+    host_ns: int
+    device_ns: int
+    drift_ppm: float | None
+    uncertainty_ns: int
+    observations: int
 
 
 @dataclass(frozen=True)

@@ -212,3 +212,34 @@ def test_finished_artifacts_are_run_as_they_are(lab):
     )
     assert other.returncode == 1
     assert "has no context for sm8750, only for sm8650" in other.stderr
+
+
+def test_the_power_of_a_run_is_the_external_meters(lab):
+    node = lab.folder / "node"
+    node.write_text("1234000\n")
+    meter = subprocess.Popen(
+        [sys.executable, "-P", "-m", "host.meters.stand_in", "--node", str(node)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        port = meter.stdout.readline().split()[1]
+        done = lab.run(
+            *lab.bench_args("--methods", "int8", "--time-factor", "8"),
+            "--meter", f"stream:port={port}", "--db-path", "meter.duckdb",
+        )  # fmt: skip
+    finally:
+        meter.kill()
+        meter.communicate()
+    assert done.returncode == 0, done.stderr
+    with duckdb.connect(str(lab.folder / "meter.duckdb"), read_only=True) as db:
+        ((method, power, energy),) = db.execute(
+            "SELECT power_method, power_mw, energy_mj FROM all_results"
+        ).fetchall()
+        ((drift, uncertainty),) = db.execute(
+            "SELECT drift_ppm, uncertainty_ns FROM clock_estimates"
+        ).fetchall()
+    assert method == "external meter: supply_power (external meter qhost stand-in)"
+    assert power == pytest.approx(1234.0, rel=1e-3)
+    assert abs(energy) < 1e-3  # the meter saw no difference to idle
+    assert drift == pytest.approx(7e6, rel=0.05)  # eight times as fast
+    assert uncertainty < 20_000_000
