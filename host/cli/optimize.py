@@ -94,7 +94,7 @@ def memory_optimize(
     from quant.htp.search import Space, parse_objectives
 
     optimal = tiling_strategy is Tiling.OPTIMAL
-    space = Space(modes=optimal, strips=optimal, vtcm=cache_config.value)
+    space = Space(modes=optimal, rewrites=optimal, strips=optimal, vtcm=cache_config.value)
     _run(model_path, output_path, device, parse_objectives("memory"), space)
 
 
@@ -184,11 +184,14 @@ def _as_artifact(path: Path, temp: Path, device: str | None) -> Artifact:
 
 def _print_trials(trials: Sequence[Trial], objectives: Sequence[Objective]) -> None:
     table = Table(
-        Column("candidate", overflow="fold"), "SoC", "DDR read", "DDR write", "spill", "fill"
+        Column("candidate", overflow="fold", min_width=22),
+        "SoC",
+        *(Column(name, justify="right") for name in ("DDR read", "DDR write", "spill", "fill")),
+        Column("QNN ops", justify="right"),
     )
     for objective in objectives:
         table.add_column(f"{objective.name} ({objective.unit})", justify="right")
-    table.add_column("verdict", overflow="fold")
+    table.add_column("verdict", overflow="fold", min_width=24)
     for trial in trials:
         for soc, compiled in trial.compiled.items():
             f = compiled.figures
@@ -198,10 +201,11 @@ def _print_trials(trials: Sequence[Trial], objectives: Sequence[Objective]) -> N
                 trial.name,
                 soc,
                 *(f"{n / 1e6:.2f} MB" for n in numbers),
+                f"{compiled.operators:,}",
                 *("-" if v is None else f"{v:,.0f}" for v in values),
                 trial.verdict,
             )
         if not trial.compiled:
-            table.add_row(trial.name, *[""] * (5 + len(objectives)), trial.verdict)
+            table.add_row(trial.name, *[""] * (6 + len(objectives)), trial.verdict)
     # Wide enough for its figures even where the output is not a terminal.
-    Console(width=max(Console().width, 120)).print(table)
+    Console(width=max(Console().width, 150)).print(table)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -66,7 +66,8 @@ class Unsupported:
 class Compiled:
     """A context and what was learned while making it.
 
-    stage_us: compile time by stage (host time); node_map: ONNX node -> QNN operators made of it.
+    stage_us: compile time by stage (host time); node_map: ONNX node -> QNN operators made of it;
+    operators: QNN operators of the whole graph.
     `seconds` and `stage_us` differ between two builds, everything else does not.
     """
 
@@ -78,6 +79,7 @@ class Compiled:
     toolchain: dict[str, str]
     stage_us: dict[str, int] = field(default_factory=dict)
     node_map: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    operators: int = 0
 
 
 @cache
@@ -146,7 +148,7 @@ def compile_context(
             )
         _rename_binary(wrapper, "context.bin")
         figures, stages = read_log(log)
-        node_map = _read_node_map(_read_trace(work))
+        mappings = _op_mappings(_read_trace(work))
         binaries[0].replace(out_dir / "context.bin")
         wrapper.replace(out_dir / "context.onnx")
     return Compiled(
@@ -157,7 +159,8 @@ def compile_context(
         seconds=time.monotonic() - start,
         toolchain={**toolchain_versions(), "qairt": info.build_id},
         stage_us=stages,
-        node_map=node_map,
+        node_map=_read_node_map(mappings),
+        operators=len(mappings),
     )
 
 
@@ -350,13 +353,17 @@ def _read_unsupported(trace: Mapping[str, Any]) -> tuple[Unsupported, ...]:
     return tuple(out)
 
 
-def _read_node_map(trace: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _op_mappings(trace: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """One entry per QNN operator: its type, and the ONNX nodes it was made of."""
+    return [m for g in trace.get("subgraph_traces", ()) for m in g.get("op_mappings", ())]
+
+
+def _read_node_map(mappings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     nodes: dict[str, list[str]] = {}
-    for graph in trace.get("subgraph_traces", ()):
-        for mapping in graph.get("op_mappings", ()):
-            for source in mapping.get("sources", ()):
-                if source.get("type") == "OP":
-                    nodes.setdefault(str(source["name"]), []).append(mapping["dst_qnn_op_type"])
+    for mapping in mappings:
+        for source in mapping.get("sources", ()):
+            if source.get("type") == "OP":
+                nodes.setdefault(str(source["name"]), []).append(mapping["dst_qnn_op_type"])
     return {name: tuple(ops) for name, ops in nodes.items()}
 
 

@@ -1,7 +1,8 @@
 """Candidates for a better context: compile options and rewrites, tried on the compiler.
 
-Not searched, because no effect on these figures is expected: context priority, the shared
-spill-fill buffer, and folding, fusing or transposing, which the compile session is assumed to do.
+In this order: options one at a time (finalization mode, VTCM, shared spill buffer, priority), then
+the rewrites of quant.htp.rewrites, then strips where the graph spills, then integer inputs and
+outputs where that was asked for; each with the best found so far.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from quant.htp.compile import Compiled, compile_context
 from quant.htp.device_model import device_model_block
 from quant.htp.integer_io import IoEncoding, integer_io
 from quant.htp.options import HtpOptions
+from quant.htp.rewrites import REWRITES
 from quant.htp.soc import Soc
 from quant.htp.strips import split_into_strips
 
@@ -63,10 +65,12 @@ OBJECTIVES: dict[str, Objective] = {
 class Space:
     """What may be tried. vtcm: `off` as given, `balanced` also half, `aggressive` also all.
 
+    modes: also the other options (spill buffer, priority). rewrites: those of quant.htp.rewrites.
     integer_io: also integer graph inputs and outputs, which changes the model's interface.
     """
 
     modes: bool = True
+    rewrites: bool = True
     strips: bool = True
     vtcm: str = "aggressive"
     integer_io: bool = False
@@ -78,15 +82,16 @@ class Space:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Options, and the rewrites: strips the graph is cut into (1: none), integer I/O."""
+    """Options, and the rewrites: by name, strips the graph is cut into (1: none), integer I/O."""
 
     options: HtpOptions
+    rewrites: tuple[str, ...] = ()
     strips: int = 1
     integer_io: bool = False
 
     @property
     def rewritten(self) -> bool:
-        return self.strips > 1 or self.integer_io
+        return bool(self.rewrites) or self.strips > 1 or self.integer_io
 
     def describe(self, given: HtpOptions) -> str:
         changes = [
@@ -94,6 +99,7 @@ class Candidate:
             for f in dataclasses.fields(HtpOptions)
             if getattr(self.options, f.name) != getattr(given, f.name)
         ]
+        changes += self.rewrites
         if self.strips > 1:
             changes.append(f"{self.strips} strips")
         if self.integer_io:
@@ -158,8 +164,8 @@ class Search:
         self.work, self.socs, self.objectives = work, socs, objectives
         self.given, self.on_trial = given, on_trial
         self.trials: list[Trial] = []
-        self.models: dict[tuple[int, bool], _Rewritten | None] = {
-            (1, False): (work / "model.onnx", {})
+        self.models: dict[tuple[tuple[str, ...], int, bool], _Rewritten | None] = {
+            ((), 1, False): (work / "model.onnx", {})
         }
 
     def run(self, space: Space) -> list[Trial]:
@@ -167,12 +173,16 @@ class Search:
         self._try(Candidate(self.given), required=True)
         for options in self._options(space):
             self._try(Candidate(options))
-        best = self._best()
+        if space.rewrites:
+            for name in REWRITES:
+                best = self._best().candidate
+                self._try(dataclasses.replace(best, rewrites=(*best.rewrites, name)))
+        best_trial = self._best()
         if space.strips and any(
-            c.figures.spill_bytes + c.figures.fill_bytes for c in best.compiled.values()
+            c.figures.spill_bytes + c.figures.fill_bytes for c in best_trial.compiled.values()
         ):
             for strips in STRIPS:
-                self._try(Candidate(best.candidate.options, strips))
+                self._try(dataclasses.replace(best_trial.candidate, strips=strips))
         if space.integer_io:
             self._try(dataclasses.replace(self._best().candidate, integer_io=True))
         return self.trials
@@ -188,6 +198,11 @@ class Search:
             dict.fromkeys((g.finalization_mode, 0)) if space.modes else (g.finalization_mode,)
         ):
             out += [dataclasses.replace(g, finalization_mode=mode, vtcm_mb=v) for v in vtcm]
+        if space.modes:
+            out.append(dataclasses.replace(g, spill_fill_buffer=not g.spill_fill_buffer))
+            out.append(
+                dataclasses.replace(g, priority="high" if g.priority != "high" else "normal")
+            )
         return [o for o in dict.fromkeys(out) if o != g]
 
     def _best(self) -> Trial:
@@ -196,15 +211,23 @@ class Search:
 
     def _model(self, candidate: Candidate) -> _Rewritten | None:
         """The rewritten graph and its integer encodings; None where it cannot be rewritten so."""
-        key = candidate.strips, candidate.integer_io
+        key = candidate.rewrites, candidate.strips, candidate.integer_io
         if key not in self.models:
             self.models[key] = self._rewrite(*key)
         return self.models[key]
 
-    def _rewrite(self, strips: int, integer: bool) -> _Rewritten | None:
-        model: onnx.ModelProto | None = onnx.load(
-            str(self.work / "model.onnx"), load_external_data=False
-        )
+    def _rewrite(self, rewrites: tuple[str, ...], strips: int, integer: bool) -> _Rewritten | None:
+        # Beside the original, where the external weights are found.
+        path = self.work / "model.onnx"
+        for name in rewrites:
+            target = self.work / f"{path.stem}-{name}.onnx"
+            if not target.exists() and not REWRITES[name](path, target):
+                target.unlink(missing_ok=True)
+                return None
+            path = target
+        if strips == 1 and not integer:
+            return path, {}
+        model: onnx.ModelProto | None = onnx.load(str(path), load_external_data=False)
         encodings: dict[str, IoEncoding] = {}
         if integer and model is not None:
             found = integer_io(model)
@@ -215,10 +238,9 @@ class Search:
             model = split_into_strips(model, strips)
         if model is None:
             return None
-        # Beside the original, where the external weights are found.
-        path = self.work / f"rewritten-{strips}-{int(integer)}.onnx"
-        path.write_bytes(model.SerializeToString(deterministic=True))
-        return path, encodings
+        target = self.work / f"{path.stem}-{strips}-{int(integer)}.onnx"
+        target.write_bytes(model.SerializeToString(deterministic=True))
+        return target, encodings
 
     def _try(self, candidate: Candidate, *, required: bool = False) -> None:
         rewritten = self._model(candidate)
@@ -253,4 +275,14 @@ def _worse(baseline: Trial, trial: Trial) -> str:
             return f"worse in {objective} on {soc}"
     if trial.ratio(baseline) >= 1.0:
         return "no better"
+    if trial.candidate.rewrites and _same_for_the_compiler(baseline, trial):
+        # Another spelling of the same work must not look faster to the predictor.
+        return "no better: the compiler makes the same of it"
     return ""
+
+
+def _same_for_the_compiler(one: Trial, two: Trial) -> bool:
+    return all(
+        (a.figures, a.operators) == (b.figures, b.operators)
+        for a, b in zip(one.compiled.values(), two.compiled.values(), strict=True)
+    )

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from quant.artifact import open_artifact
 from quant.errors import UserError
@@ -21,7 +23,7 @@ spec = importlib.util.spec_from_file_location(
 spill_graphs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(spill_graphs)
 
-ONLY_STRIPS = Space(modes=False, vtcm="off")
+ONLY_STRIPS = Space(modes=False, rewrites=False, vtcm="off")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def test_never_worse_and_kept_when_nothing_helps(spilling, tmp_path):
         spilling,
         tmp_path / "o.qnn",
         parse_objectives("power"),
-        space=Space(modes=False, strips=False, vtcm="off"),
+        space=Space(modes=False, rewrites=False, strips=False, vtcm="off"),
         run_settings=settings,
     )
     assert done.chosen is done.baseline
@@ -98,7 +100,7 @@ def test_more_vtcm_is_found(spilling, tmp_path):
         spilling,
         tmp_path / "o.qnn",
         parse_objectives("memory,latency"),
-        space=Space(modes=False, strips=False),
+        space=Space(modes=False, rewrites=False, strips=False),
     )
     assert done.chosen.candidate.options.vtcm_mb in (0, 8)
     assert done.chosen.verdict == "chosen: outputs bit-equal to the input's"
@@ -116,7 +118,7 @@ def test_integer_io_only_when_asked(tmp_path):
         given,
         tmp_path / "o.qnn",
         parse_objectives("memory"),
-        space=Space(modes=False, strips=False, vtcm="off", integer_io=True),
+        space=Space(modes=False, rewrites=False, strips=False, vtcm="off", integer_io=True),
     )
     assert [t.name for t in done.trials] == ["as given", "integer I/O"]
     assert done.chosen.verdict.startswith("chosen")
@@ -141,3 +143,100 @@ def test_names():
         parse_objectives(" ,")
     with pytest.raises(UserError, match="cache config"):
         Space(vtcm="huge")
+
+
+def tanh_gelu_model(path: Path) -> Path:
+    """MatMul and a GELU spelled with Tanh in eight operators, float."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": (rng.normal(size=(64, 64)) / 8).astype(np.float32),
+        **{k: np.float32(v) for k, v in {"a": 0.044715, "b": 0.7978845608, "c": 3, "d": 1}.items()},
+        "e": np.float32(0.5),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Pow", ["h", "c"], ["p"]),
+        helper.make_node("Mul", ["p", "a"], ["ap"]),
+        helper.make_node("Add", ["h", "ap"], ["s"]),
+        helper.make_node("Mul", ["s", "b"], ["bs"]),
+        helper.make_node("Tanh", ["bs"], ["t"]),
+        helper.make_node("Add", ["t", "d"], ["t1"]),
+        helper.make_node("Mul", ["h", "e"], ["h2"]),
+        helper.make_node("Mul", ["h2", "t1"], ["y"]),
+    ]
+    shape = [1, 32, 64]
+    graph = helper.make_graph(
+        nodes,
+        "gelu",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+def test_a_rewrite_counts_where_the_compiler_makes_less_of_it(tmp_path):
+    request = PackageRequest(
+        tanh_gelu_model(tmp_path / "gelu.onnx"),
+        tmp_path / "in.qnn",
+        (get_soc("sm8650"),),
+        golden_samples=1,
+    )
+    given, _ = package(request, lambda r: None)
+    done = optimize_artifact(
+        given,
+        tmp_path / "o.qnn",
+        parse_objectives("latency"),
+        space=Space(modes=False, strips=False, vtcm="off"),
+    )
+    by_name = {t.name: t for t in done.trials}
+    assert done.chosen is by_name["fuse"], [(t.name, t.verdict) for t in done.trials]
+    operators = [t.compiled["sm8650"].operators for t in (done.baseline, done.chosen)]
+    assert operators[1] < operators[0]
+    assert "dB from the input's" in done.chosen.verdict or "bit-equal" in done.chosen.verdict
+    onnx_ops = [
+        n.op_type for n in onnx.load_from_string(done.artifact.read("model.onnx")).graph.node
+    ]
+    assert onnx_ops == ["MatMul", "Gelu"]
+
+
+def test_another_spelling_of_the_same_work_is_not_faster(tmp_path):
+    """onnxruntime folds the pair of transposes before the compiler sees it."""
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("Transpose", ["t"], ["u"], perm=[0, 2, 1]),
+        helper.make_node("Softmax", ["u"], ["y"]),
+    ]
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 32, 64]) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "pair", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "pair.onnx")
+    request = PackageRequest(
+        tmp_path / "pair.onnx", tmp_path / "in.qnn", (get_soc("sm8650"),), golden_samples=1
+    )
+    given, _ = package(request, lambda r: None)
+    done = optimize_artifact(
+        given,
+        tmp_path / "o.qnn",
+        parse_objectives("latency"),
+        space=Space(modes=False, strips=False, vtcm="off"),
+    )
+    (fold,) = [t for t in done.trials if t.name == "fold"]
+    assert fold.verdict in ("no better", "no better: the compiler makes the same of it")
+    assert done.chosen is done.baseline
+
+
+def test_options_that_are_searched(spilling, tmp_path):
+    done = optimize_artifact(
+        spilling,
+        tmp_path / "o.qnn",
+        parse_objectives("memory"),
+        space=Space(rewrites=False, strips=False, vtcm="off"),
+    )
+    names = {t.name for t in done.trials}
+    assert names == {
+        "as given", "finalization_mode=1", "finalization_mode=2", "finalization_mode=3",
+        "spill_fill_buffer=True", "priority=high",
+    }  # fmt: skip
