@@ -123,14 +123,14 @@ def compare(
     front: tuple[str, ...] = ()
     against_baseline: dict[str, Estimate] = {}
     if not usable:
-        return verdict(None, f"No variant can be recommended: none has a valid {objective}.")
+        return verdict(None, f"No variant can be recommended: none has a valid {_word(objective)}.")
     sources = {s.figures[objective].provenance for s in usable.values()}
     if len(sources) > 1:
         words = " and ".join(sorted(PROVENANCE_WORDS[source] for source in sources))
         return verdict(
             None,
             "No variant can be recommended: the figures to rank by differ in provenance.",
-            f"{objective} is {words}; compare them apart.",
+            f"{_word(objective)} is {words}; compare them apart.",
         )
     costs = {name: _costs(s) for name, s in usable.items()}
     one_accuracy = len({s.figures["accuracy"].provenance for s in usable.values()
@@ -153,8 +153,8 @@ def compare(
     first = []
     if tied:
         first.append(
-            f"{', '.join(tied)} cannot be told apart from it in {objective} by these blocks; "
-            "it is chosen for accuracy, then energy, then size."
+            f"In {_word(objective)} these blocks do not tell it from {_and(tied)}: "
+            "accuracy, then energy, then size decide."
         )
     if not one_accuracy:
         first.append("Accuracies differ in provenance, so they are not ranked.")
@@ -222,9 +222,9 @@ def _refusal(s: Subject, limits: Constraints) -> str:
             continue
         value = _value(s, metric)
         if value is None:
-            return f"no valid {metric} to hold against the limit"
+            return f"no valid {_word(metric)} to hold against the limit"
         if value * factor > limit:
-            return f"{metric} is {value * factor:.4g} {unit}, limit {limit:g} {unit}"
+            return f"{_word(metric)} is {value * factor:.4g} {unit}, limit {limit:g} {unit}"
     return ""
 
 
@@ -247,8 +247,8 @@ def _accuracy_doubt(s: Subject, limits: Constraints) -> str:
     if allowed is None or found.ci_high <= allowed:
         return ""
     return (
-        f"With {found.n} samples its drop may be as large as {_points(found, found.ci_high)}: "
-        "evaluate more samples to be sure of the limit."
+        f"With {found.n} samples its drop may be as large as {_points(found, found.ci_high)}, "
+        f"limit {drop.text}: evaluate more samples to be sure."
     )
 
 
@@ -260,13 +260,14 @@ def _dominated(
 ) -> list[str]:
     if not one_accuracy:
         return []
-    lines = []
+    behind: dict[str, list[str]] = {}
     for name, found in dominance({n: costs[n] for n in passing}, FRONT).items():
         if name != best and found.certain:
-            lines.append(
-                f"{name}: {found.by} is no worse in latency and accuracy, and better in one."
-            )
-    return lines
+            behind.setdefault(found.by, []).append(name)
+    return [
+        f"{by} is no worse in latency and accuracy than {_and(names)}, and better in one."
+        for by, names in behind.items()
+    ]
 
 
 def _without_result(s: Subject, objective: str) -> str:
@@ -274,7 +275,7 @@ def _without_result(s: Subject, objective: str) -> str:
         return f"{s.name}: {s.status.value}{': ' + s.message if s.message else ''}"
     figure = s.figures.get(objective)
     why = figure.reason if figure is not None and figure.reason else "it was not measured"
-    return f"{s.name}: no valid {objective}: {why}."
+    return f"{s.name}: no valid {_word(objective)}: {why}."
 
 
 def _headline(best: Subject, objective: str, against: Mapping[str, Estimate], baseline: str) -> str:
@@ -290,12 +291,22 @@ def _headline(best: Subject, objective: str, against: Mapping[str, Estimate], ba
 
 
 def _provenance_sentence(s: Subject) -> str:
-    parts = [
-        f"{metric} {PROVENANCE_WORDS[figure.provenance]}"
-        for metric in ("latency_ms", "accuracy", "energy_mj", "model_size_bytes")
-        if (figure := s.figures.get(metric)) is not None and figure.value is not None
-    ]
-    return f"Provenance: {'; '.join(parts)}."
+    by_source: dict[Provenance, list[str]] = {}
+    for metric in ("latency_ms", "energy_mj", "accuracy", "model_size_bytes"):
+        if (figure := s.figures.get(metric)) is not None and figure.value is not None:
+            by_source.setdefault(figure.provenance, []).append(_word(metric))
+    parts = [f"{_and(words)}: {PROVENANCE_WORDS[p]}" for p, words in by_source.items()]
+    return f"Where its figures come from: {'; '.join(parts)}."
+
+
+def _word(metric: str) -> str:
+    """What users call a metric: latency for latency_ms."""
+    return next((word for word, name in ALIASES.items() if name == metric), metric)
+
+
+def _and(names: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _points(figure: Figure, value: float) -> str:

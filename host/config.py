@@ -58,6 +58,15 @@ class Resolved:
     source: str  # "flag", "environment QHOST_X", "<path>", "default"
 
 
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+}
+
+
 def _parse(setting: Setting, raw: Any, source: str) -> Any:
     try:
         if setting.kind is bool and isinstance(raw, str):
@@ -72,7 +81,7 @@ def _parse(setting: Setting, raw: Any, source: str) -> Any:
         return setting.kind(raw)
     except (TypeError, ValueError):
         raise UserError(
-            f"{setting.name} = {raw!r} from {source} is not a {setting.kind.__name__}.",
+            f"{setting.name} = {raw!r} from {source} is not {_KINDS[setting.kind]}.",
             f"It means: {setting.help}.",
         ) from None
 

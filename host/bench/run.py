@@ -59,7 +59,9 @@ from quant.htp.soc import get_soc
 class BenchEvents(Protocol):
     """What the command line shows while a bench runs."""
 
-    def planned(self, session_id: str, info: DeviceInfo, jobs: Sequence[Job]) -> None: ...
+    def planned(
+        self, session_id: str, info: DeviceInfo, jobs: Sequence[Job], profile: Profile
+    ) -> None: ...
     def stage(self, run_id: str, stage: str, seconds: float) -> None: ...
     def segment(self, done: SegmentDone) -> None: ...
     def finished(self, run_id: str, status: RunStatus, message: str) -> None: ...
@@ -147,7 +149,7 @@ class _Bench:
     def run(self) -> BenchOutcome:
         session_id, old_runs = self._session()
         jobs = self._jobs(session_id, old_runs)
-        self.events.planned(session_id, self.device.info, [job for job, _ in jobs])
+        self.events.planned(session_id, self.device.info, [job for job, _ in jobs], self.profile)
         for job, _ in jobs:
             if job.skip:
                 self._finish(job.run_id, RunStatus.SKIPPED, message=job.skip)

@@ -15,32 +15,12 @@ from importlib import import_module
 import typer
 
 from host import __version__
+from host.cli.help import SECTIONS, Group, Verbs
 from host.cli.old_names import new_name
 from host.errors import DeviceError, ExitCode, ToolchainError, UserError
 
-# One module per group of verbs, in the order of `qhost --help`, and the verbs that its
-# register(app) adds. The verbs are named here so that a call imports only the module it needs.
 VERBS: dict[str, tuple[str, ...]] = {
-    "bench": ("bench",),
-    "compare": ("compare-all", "example"),
-    "quantize": ("quantize",),
-    "compile": ("compile",),
-    "recommend": ("recommend",),
-    "optimize": ("optimize", "memory-optimize", "power-optimize"),
-    "inspect": ("inspect",),
-    "samples": ("samples",),
-    "query": ("query",),
-    "report": ("report",),
-    "visualize": ("visualize",),
-    "trace": ("trace",),
-    "gate": ("gate",),
-    "db": ("db",),
-    "devices": ("devices",),
-    "agent": ("agent",),
-    "emulate": ("emulate",),
-    "collect": ("collect",),
-    "config": ("config",),
-    "doctor": ("doctor",),
+    module: verbs for modules in SECTIONS.values() for module, verbs in modules.items()
 }
 
 
@@ -54,6 +34,7 @@ def build_app(verb: str | None = None) -> typer.Typer:
     """The application; with the name of a verb, only the part that has it."""
     app = typer.Typer(
         name="qhost",
+        cls=Verbs,
         help="Quantize a model every way, run each variant on the Snapdragon HTP, "
         "and say which one to ship.",
         no_args_is_help=True,
@@ -74,6 +55,8 @@ def build_app(verb: str | None = None) -> typer.Typer:
     needed = [module for module, verbs in VERBS.items() if verb in verbs] or list(VERBS)
     for module in needed:
         import_module(f"host.cli.{module}").register(app)
+    for group in app.registered_groups:
+        group.cls = Group
     return app
 
 

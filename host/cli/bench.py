@@ -5,123 +5,20 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
-from host.errors import ExitCode, RunStatus, UserError
+from host.cli import terminal
+from host.cli.progress import Progress
+from host.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
-    from host.bench.device import SegmentDone
-    from host.bench.plan import Job
     from host.bench.prepare import BenchConfig, ModelInput
     from host.bench.run import BenchOutcome
-    from host.devices import DeviceInfo
     from host.report.data import SessionReport
-
-STAGES = ("load", "quantize", "compile", "evaluate_ort", "evaluate_htp", "package")
-
-
-class Progress:
-    """The stage table on stderr: live on a terminal, a line per event elsewhere.
-
-    Called from the build thread and from the main one.
-    """
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self._lock = threading.Lock()
-        self._jobs: dict[str, str] = {}
-        self._cells: dict[str, dict[str, str]] = {}
-        self._seconds: dict[str, float] = {}
-        self._lookup_s = 0.0
-        self._live: Live | None = None
-
-    def __enter__(self) -> Progress:
-        if self.console.is_terminal:
-            self._live = Live(console=self.console, refresh_per_second=4, transient=False)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def planned(self, session_id: str, info: DeviceInfo, jobs: Sequence[Job]) -> None:
-        kind = f"EMULATED device: {info.emulation_basis}" if info.emulated else info.model
-        self.console.print(f"Session {session_id} on {info.label} ({kind})", highlight=False)
-        several = len({job.model_name for job in jobs}) > 1
-        for job in jobs:
-            model = f"{job.model_name} " if several else ""
-            self._jobs[job.run_id] = model + job.variant.canonical
-            self._cells[job.run_id] = {"state": f"skipped: {job.skip}" if job.skip else "waiting"}
-        self._show(f"{len(jobs)} jobs: " + ", ".join(j.variant.canonical for j in jobs))
-
-    def stage(self, run_id: str, stage: str, seconds: float) -> None:
-        with self._lock:
-            cells = self._cells.setdefault(run_id, {})
-            if stage == "cached":
-                cells["state"] = "cached"
-                cells.update(dict.fromkeys(STAGES, "cached"))
-                self._lookup_s += seconds
-            elif seconds == 0.0:
-                cells["state"] = f"{stage} ..."
-                return self._update()
-            else:
-                cells[stage] = f"{seconds:.1f} s"
-                self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
-                cells["state"] = "built"
-        return self._show(f"{self._jobs.get(run_id, run_id)}: {stage} {cells.get(stage, '')}")
-
-    def segment(self, done: SegmentDone) -> None:
-        run_id = done.spec.run_id
-        with self._lock:
-            if done.failure:
-                text = f"failed: {done.failure}"
-            elif done.spec.kind == "check":
-                text = "checked on the device"
-            elif done.spec.kind == "evaluate":
-                text = "evaluated on the device"
-            else:
-                text = f"block {done.spec.block_index + 1} measured"
-            self._cells.setdefault(run_id, {})["state"] = text
-        self._show(f"{self._jobs.get(run_id, run_id)}: {text}")
-
-    def finished(self, run_id: str, status: RunStatus, message: str) -> None:
-        with self._lock:
-            self._cells.setdefault(run_id, {})["state"] = status.value
-        tail = f": {message}" if message else ""
-        self._show(f"{self._jobs.get(run_id, run_id)}: {status.value}{tail}")
-
-    def table(self) -> Table:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("job", overflow="fold")
-        for stage in STAGES:
-            table.add_column(stage.replace("_", " "), justify="right")
-        table.add_column("state", overflow="fold")
-        for run_id, name in self._jobs.items():
-            cells = self._cells[run_id]
-            table.add_row(name, *(cells.get(s, "") for s in STAGES), cells["state"])
-        totals = [f"{self._seconds.get(s, 0.0):.1f} s" for s in STAGES]
-        lookups = f"cache lookups {self._lookup_s:.2f} s" if self._lookup_s else ""
-        table.add_row("total", *totals, lookups, style="bold")
-        return table
-
-    def _update(self) -> None:
-        if self._live is not None:
-            self._live.update(self.table())
-
-    def _show(self, line: str) -> None:
-        if self._live is not None:
-            self._update()
-        else:
-            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -217,8 +114,6 @@ def register(app: typer.Typer) -> None:
         ] = False,
     ) -> int:
         """Quantize with every method, compile, run, measure, store, compare."""
-        from host.bench.run import run_bench
-
         config = resolve_bench(
             {
                 "device": device,
@@ -242,13 +137,8 @@ def register(app: typer.Typer) -> None:
             input_shapes=input_shape or [],
         )
         if not model_path:
-            typer.echo(f"No --model-path: benching {config.models[0].note}.", err=True)
-        progress = Progress()
-        with progress:
-            outcome = run_bench(config, progress)
-        if not progress.console.is_terminal:
-            progress.console.print(progress.table())
-        return show_outcome(config, outcome, json_output)
+            typer.echo(f"No --model-path was given. {config.models[0].note}", err=True)
+        return show_outcome(config, run_shown(config), json_output)
 
 
 def resolve_bench(
@@ -312,7 +202,8 @@ def model_inputs(
                 sample.task_path,
                 sample.model_type,
                 sample.metric,
-                f"the shipped sample {sample.name} ({sample.description})",
+                f"Model: {sample.name}, the sample that ships with qhost "
+                f"(an image classifier: {sample.description}).",
             ),
         )
     if tasks and len(tasks) != len(model_paths):
@@ -326,6 +217,17 @@ def model_inputs(
     )
 
 
+def run_shown(config: BenchConfig) -> BenchOutcome:
+    """The bench with its progress on stderr. Raises UserError when only the input is to blame."""
+    from host.bench.run import run_bench
+
+    with Progress() as progress:
+        outcome = run_bench(config, progress)
+        if outcome.user_error:
+            raise UserError(outcome.user_error)
+    return outcome
+
+
 def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) -> int:
     """Write the page, print table or JSON; the exit code."""
     from host.report.document import as_text, dumps, to_document
@@ -335,8 +237,6 @@ def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) 
     from host.report.table import session_table
     from host.store import Store
 
-    if outcome.user_error:
-        raise UserError(outcome.user_error)
     with Store.open(config.db_path, read_only=True) as store:
         reports = load_session(store, outcome.session_id, artifacts=outcome.artifacts.values())
     folder = config.output_dir / outcome.session_id
@@ -352,12 +252,12 @@ def show_outcome(config: BenchConfig, outcome: BenchOutcome, json_output: bool) 
         whole = {"schema": {"name": "qhost.comparisons", "version": 1}, "comparisons": documents}
         print(as_text(documents[0] if len(documents) == 1 else whole))
     else:
-        console = Console()
+        console = terminal.stdout()
         for report in reports:
             console.print(session_table(report, console.width))
-        console.print(f"Database: {config.db_path.resolve()}", soft_wrap=True, highlight=False)
+        console.print(f"Database: {config.db_path.resolve()}", soft_wrap=True)
         for page in pages:
-            console.print(f"Report:   {page.resolve()}", soft_wrap=True, highlight=False)
+            console.print(f"Report:   {page.resolve()}", soft_wrap=True)
     return ExitCode.OK if outcome.all_ok else ExitCode.JOBS_FAILED
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from host.cli.bench import Progress, model_inputs, resolve_bench
+from host.cli import terminal
+from host.cli.bench import model_inputs, resolve_bench, run_shown
 from host.errors import ExitCode, UserError, unknown_name
 from host.gate import ALIASES
 
@@ -205,16 +205,12 @@ def parse_metrics(text: str) -> tuple[str, ...]:
 
 
 def _run(config: BenchConfig) -> tuple[SessionReport, list[Remark], bool]:
-    from host.bench.run import run_bench
     from host.crosscheck import cross_check
     from host.gate_session import session_subjects
     from host.report.load import load_session
     from host.store import Store
 
-    with Progress() as progress:
-        outcome = run_bench(config, progress)
-    if outcome.user_error:
-        raise UserError(outcome.user_error)
+    outcome = run_shown(config)
     with Store.open(config.db_path, read_only=True) as store:
         (report,) = load_session(store, outcome.session_id, artifacts=outcome.artifacts.values())
         remarks = cross_check(session_subjects(store, outcome.session_id))
@@ -254,17 +250,17 @@ def _show(
 ) -> None:
     from host.report.table import session_table
 
-    console = Console()
+    console = terminal.stdout()
     console.print(session_table(report, console.width, metrics=metrics))
     assert report.verdict is not None
     asked = "; ".join(report.verdict.constraints)
-    console.print(f"Constraints: {asked}.", highlight=False)
+    console.print(f"Constraints: {asked}.")
     front = ", ".join(report.verdict.front)
-    console.print(f"Pareto front, latency and accuracy: {front}.", highlight=False)
+    console.print(f"Pareto front, latency and accuracy: {front}.")
     if not remarks:
         console.print("Cross-checks between methods and with the goldens: nothing to remark.")
     for remark in remarks:
-        console.print(f"Look: {remark.text}", highlight=False, soft_wrap=True)
+        console.print(f"Look: {remark.text}", soft_wrap=True)
     if report.db_path:
         console.print(f"Database: {Path(report.db_path).resolve()}", soft_wrap=True)
-    console.print(f"Comparison: {path.resolve()}", highlight=False, soft_wrap=True)
+    console.print(f"Comparison: {path.resolve()}", soft_wrap=True)

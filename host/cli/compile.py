@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from host.cli import terminal
 from host.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ def compile_(
         golden_samples=golden_samples,
         sparse_weights=htp_sparse_compression,
     )
-    console = Console(stderr=True)
+    console = terminal.stderr()
     artifact, results = package(
         request,
-        lambda r: console.print(f"{r.soc.id}: {r.status}", highlight=False),
+        lambda r: console.print(f"{r.soc.id}: {r.status}"),
         choose_compiler(backend),
     )
-    Console().print(_table(results))
+    terminal.stdout().print(_table(results))
     for result in results:
         if result.reason:
             print(f"{result.soc.id} {result.status}: {result.reason}")

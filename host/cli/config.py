@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from host.config import SETTINGS, resolve
+from host.cli import terminal
+from host.config import CONFIG_FILE, SETTINGS, resolve
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +25,15 @@ def register(app: typer.Typer) -> None:
             }
             print(json.dumps(rows, indent=2))
             return
-        table = Table(box=None, pad_edge=False)
-        for column in ("setting", "value", "source", "environment", "meaning"):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in ("setting", "value", "from", "meaning"):
             table.add_column(column, overflow="fold")
         for name, r in resolved.items():
-            value = "(decided later)" if r.value is None else str(r.value)
-            table.add_row(name, value, r.source, SETTINGS[name].env, SETTINGS[name].help)
-        Console().print(table)
+            value = "" if r.value is None or r.value == "" else str(r.value)
+            table.add_row(name, value, r.source, SETTINGS[name].help)
+        console = terminal.stdout()
+        console.print(table)
+        console.print(
+            f"\nA flag (--db-path) comes before the environment (QHOST_DB_PATH), that before "
+            f"{CONFIG_FILE} (db_path = ...), that before the default.",
+        )

@@ -6,9 +6,9 @@ import dataclasses
 import json
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from host.cli import terminal
 from host.doctor import run_checks
 from host.errors import ExitCode
 
@@ -23,12 +23,12 @@ def register(app: typer.Typer) -> None:
         if json_output:
             print(json.dumps([dataclasses.asdict(c) for c in checks], indent=2))
         else:
-            table = Table(box=None, pad_edge=False)
+            table = Table(box=None, pad_edge=False, header_style="bold")
             for column in ("check", "", "found", "what to do"):
                 table.add_column(column, overflow="fold")
             for c in checks:
                 word = {True: "ok", False: "MISSING", None: "optional"}[c.ok]
                 table.add_row(c.name, word, c.found, "" if c.ok else c.fix)
-            Console().print(table)
+            terminal.stdout().print(table)
         if any(c.ok is False for c in checks):
             raise typer.Exit(ExitCode.USER_ERROR)

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from host.cli import terminal
 from host.errors import UserError
 from quant.htp.soc import get_soc, soc_of_model
 
@@ -61,14 +62,14 @@ def inspect(
         if json_output:
             print(json.dumps(report, indent=2))
         else:
-            _print_context(Console(), path.name, info, path.stat().st_size)
+            _print_context(terminal.stdout(), path.name, info, path.stat().st_size)
         return
     artifact = open_artifact(path)
     contexts = _read_contexts(artifact)
     if json_output:
         print(json.dumps(_artifact_json(artifact, contexts), indent=2))
         return
-    console = Console()
+    console = terminal.stdout()
     _print_artifact(console, artifact, contexts)
     if nodes:
         _print_nodes(console, artifact)
@@ -92,10 +93,8 @@ def _show_fallback(path: Path, device: str, json_output: bool) -> None:
     table = Table("node", "operator", Column("reason", overflow="fold"))
     for row in rows:
         table.add_row(row.node, row.op_type, row.reason)
-    console = Console()
-    console.print(
-        f"{device}: the HTP refuses {_count(len(rows), 'node')} of {path.name}", highlight=False
-    )
+    console = terminal.stdout()
+    console.print(f"{device}: the HTP refuses {_count(len(rows), 'node')} of {path.name}")
     console.print(table)
 
 
@@ -134,7 +133,7 @@ def _show_schedule(path: Path, device: str, json_output: bool) -> None:
             ("most frequent", kinds),
             ("compile stages", stages),
         ]
-        _print_pairs(Console(), f"{soc}: the compiler's schedule", pairs)
+        _print_pairs(terminal.stdout(), f"{soc}: the compiler's schedule", pairs)
 
 
 def _print_nodes(console: Console, artifact: Artifact) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
+from host.cli import terminal
 from host.cli.compile import parse_socs
 from host.errors import UserError
 
@@ -146,7 +146,7 @@ def _run(
     from quant.optimize import optimize_artifact
 
     socs = parse_socs(device) if device else ()
-    progress = Console(stderr=True)
+    progress = terminal.stderr()
     with tempfile.TemporaryDirectory(prefix="qhost-optimize-") as temp:
         artifact = _as_artifact(model_path, Path(temp), device)
         result = optimize_artifact(
@@ -156,7 +156,7 @@ def _run(
             socs=socs,
             space=space,
             run_settings=settings,
-            on_trial=lambda t: progress.print(f"{t.name}: {t.verdict or 'kept'}", highlight=False),
+            on_trial=lambda t: progress.print(f"{t.name}: {t.verdict or 'kept'}"),
         )
     _print_trials(result.trials, objectives)
     print(result.why)
@@ -208,4 +208,4 @@ def _print_trials(trials: Sequence[Trial], objectives: Sequence[Objective]) -> N
         if not trial.compiled:
             table.add_row(trial.name, *[""] * (6 + len(objectives)), trial.verdict)
     # Wide enough for its figures even where the output is not a terminal.
-    Console(width=max(Console().width, 150)).print(table)
+    terminal.stdout(max(terminal.stdout().width, 150)).print(table)

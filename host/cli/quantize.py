@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from host.cli import terminal
 from host.errors import UserError
 
 if TYPE_CHECKING:
@@ -201,10 +201,10 @@ def _to_artifact(
         input_shapes=shapes,
         emulator_samples=emulator_samples,
     )
-    progress = Console(stderr=True)
+    progress = terminal.stderr()
     result = build(
         request,
-        lambda stage, s: progress.print(f"{stage} {s:.1f} s", highlight=False) if s else None,
+        lambda stage, s: progress.print(f"{stage} {s:.1f} s") if s else None,
     )
     part = output_path.with_name(f".{output_path.name}.part")
     shutil.copyfile(result.artifact, part)
@@ -227,7 +227,7 @@ def _rows(quantized: Quantized) -> list[dict[str, Any]]:
 
 def _show(report: dict[str, Any]) -> None:
     """Layers first, then quality: the summary stays in sight."""
-    console = Console()
+    console = terminal.stdout()
     layers = Table(box=None, pad_edge=False, header_style="bold")
     for name, right in (
         ("layer", False), ("operator", False), ("bits", True), ("granularity", False),
@@ -263,10 +263,9 @@ def _show(report: dict[str, Any]) -> None:
         )  # fmt: skip
     console.print(quality)
     for note in report["notes"]:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+        console.print(f"note: {note}", soft_wrap=True)
     console.print(
         f"{report['variant']}: {report['output']} ({report['output_bytes']:,} bytes, "
         f"{report['seconds']:.1f} s)",
-        highlight=False,
         soft_wrap=True,
     )

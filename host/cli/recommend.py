@@ -8,7 +8,8 @@ import textwrap
 from pathlib import Path
 
 import typer
-from rich.console import Console
+
+from host.cli import terminal
 
 
 def register(app: typer.Typer) -> None:
@@ -37,22 +38,18 @@ def register(app: typer.Typer) -> None:
         if json_output:
             print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
             return
-        console = Console()
+        console = terminal.stdout()
         width = min(console.width, 100)
         for position, row in enumerate(rows):
             if position:
                 console.print()
             mark = "for this model: " if row.fits else "" if model is None else "else: "
-            console.print(f"{mark}{row.model_type}, {row.title}", highlight=False, markup=False)
+            console.print(f"{mark}{row.model_type}, {row.title}")
             # One line, however long: it is there to be copied.
-            console.print(
-                f"  --methods '{row.methods}'", highlight=False, markup=False, soft_wrap=True
-            )
+            console.print(f"  --methods '{row.methods}'", soft_wrap=True)
             for line in textwrap.wrap(row.reason, width - 2):
-                console.print(f"  {line}", highlight=False, markup=False)
+                console.print(f"  {line}")
             console.print(
                 f"  cluster: {row.clusters}. sparse: {row.sparsity}.",
-                highlight=False,
-                markup=False,
                 soft_wrap=True,
             )

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
+from host.cli import terminal
 from host.config import resolve
 from host.errors import UserError, unknown_name
 
@@ -65,7 +66,7 @@ def report(
     if kind == "quantization_comparison":
         reports = chosen_reports(session or "latest", db_path, artifacts, mock=mock, model=model)
         if style is None:
-            console = Console()
+            console = terminal.stdout()
             for one in reports:
                 console.print(_table(one, console.width))
             return
@@ -80,7 +81,7 @@ def report(
     with open_store(db_path, mock=mock) as store:
         sheet = KINDS[kind](store, session, baseline)
     if style is None:
-        Console().print(sheet.terminal())
+        terminal.stdout().print(sheet.terminal())
         return
     _emit({"html": sheet.html, "markdown": sheet.markdown, "json": sheet.json}[style](), output)
 

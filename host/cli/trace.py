@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from host.cli import terminal
 from host.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,10 +102,9 @@ def _draw(name: str, output: Path, db_path: Path | None, mock: bool) -> None:
 def _print(row: RunRow, data: RunData, provenance: str) -> None:
     from host.trace import channel_summary, sparkline
 
-    console = Console()
+    console = terminal.stdout()
     console.print(
         f"{row.run_id}: {row.model_name} {row.variant} on {row.device} ({provenance})",
-        highlight=False,
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -7,6 +7,7 @@ silicon or weighed: such figures are drawn hollow or hatched, and the axis says 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from host.errors import UserError
@@ -35,6 +36,8 @@ from host.report.verdict import decide
 from quant.figures import Figure, Provenance
 
 PLOT_TYPES = ("radar", "pareto", "bars", "heatmap", "layers", "trace", "timeline")
+# The part of a variant in a picture: its colour and its symbol say it.
+ROLES = {"best": "ship this", "front": "Pareto front", "baseline": "fp16", "other": "other"}
 BAR_METRICS = ("accuracy", "latency_ms", "energy_mj", "model_size_bytes", "memory_mb", "power_mw")
 RADAR_METRICS = (
     "accuracy",
@@ -198,6 +201,8 @@ def pareto(session: SessionReport) -> Pareto:
         words.append("no front is drawn across provenances")
     if any(v.low is not None for p in points for v in (p.x, p.y)):
         words.append("bars: 95 % intervals")
+    if any(p.x.hollow or p.y.hollow for p in points):
+        words.append("hollow: not measured")
     if left_out:
         words.append(f"not drawn, no valid figure: {', '.join(left_out)}")
     return Pareto(
@@ -231,7 +236,7 @@ def bars(session: SessionReport) -> Bars:
         tuple(parts[r.variant] for r in runs),
         tuple(axis(session, m) for m in metrics),
         tuple(tuple(_value(session, r, m) for r in runs) for m in metrics),
-        _caption(session, metrics, intervals=True),
+        _caption(session, metrics, key="hatched or hollow: not measured", intervals=True),
     )
 
 
@@ -270,8 +275,26 @@ def shares(session: SessionReport, metrics: tuple[str, ...]) -> Shares:
         tuple(tuple("–" if v is None else v.text for v in row) for row in found),
         tuple(best_texts),
         tuple(tuple(v is not None and v.hollow for v in row) for row in found),
-        _caption(session, present, intervals=False),
+        _caption(session, present),
     )
+
+
+def radar_key(session: SessionReport) -> str:
+    """How a radar is read."""
+    base = " Dotted: fp16." if session.baseline is not None else ""
+    dashed = (
+        " Dashed: not measured." if any(map(any, shares(session, RADAR_METRICS).hollow)) else ""
+    )
+    return (
+        "Each axis: share of the best variant's figure, which stands at its end; rings every 25 %, "
+        f"the outer one is the best.{base}{dashed}"
+    )
+
+
+def role_names(present: Iterable[str]) -> dict[str, str]:
+    """Those of ROLES that occur, in their order: the legend of a picture."""
+    found = set(present)
+    return {role: words for role, words in ROLES.items() if role in found}
 
 
 def layers(session: SessionReport) -> tuple[Layers, ...]:
@@ -336,12 +359,17 @@ def _source(session: SessionReport, metric: str) -> str:
     return "MIXED: " + " + ".join(PROVENANCE_TEXT[p].short for p in session.provenances(metric))
 
 
-def _caption(session: SessionReport, metrics: tuple[str, ...], *, intervals: bool) -> str:
+def _caption(
+    session: SessionReport, metrics: tuple[str, ...], *, key: str = "", intervals: bool = False
+) -> str:
     words = [provenance_sentence(session, metrics)]
     if intervals and any(
         f.ci_low is not None for r in session.drawable for m in metrics if (f := r.figure(m))
     ):
         words.append("whiskers: 95 % intervals")
+    if key and any(r.figures[m].provenance in NOT_REAL for r in session.drawable for m in metrics
+                   if r.value(m) is not None):  # fmt: skip
+        words.append(key)
     left_out = [
         f"{metric_label(session, m, short=True).lower()} of {r.variant}"
         for m in metrics

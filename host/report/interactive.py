@@ -28,6 +28,7 @@ Chart = dict[str, Any]
 WIDTHS = (300, 460, 680, 960)
 _FONT = 12
 _SYMBOL = {"best": "star", "front": "circle", "baseline": "diamond", "other": "square"}
+_REACH = 11.0  # half the widest symbol, from its centre to the tip of the star
 _SIZE = {"best": 16, "front": 11, "baseline": 12, "other": 9}
 
 
@@ -90,6 +91,7 @@ def bars(chart: Bars, panel: int, numbers: dict[str, int]) -> Chart:
             "color": "@ink",
             "thickness": 1.2,
             "width": 3,
+            "visible": any(e is not None for e in error),
         },
     }
     if dots:
@@ -343,7 +345,7 @@ def _point_labels(
     ]
     sizes = [(text_width(t, _FONT), _FONT + 4.0) for t in texts]
     lines = whiskers(chart, x_range, y_range, (plot_w, plot_h))
-    placed = place_labels(pixels, sizes, (plot_w, plot_h), lines=lines)
+    placed = place_labels(pixels, sizes, (plot_w, plot_h), marker=_REACH, lines=lines)
     return [
         {
             "x": p.x.value,

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from host.report.charts import Layers, Traces
 from host.report.interactive import Chart
 from host.report.lines import drawn_line, time_title, without_gaps
-from host.report.marks import PHASE_PATTERN, phase_colour, phase_kind, short_name, time_range
+from host.report.marks import (
+    PHASE_PATTERN,
+    channel_name,
+    phase_colour,
+    phase_kind,
+    phase_word,
+    short_name,
+    time_range,
+)
 from host.report.text import PROVENANCE_TEXT, scale_of
 
 ENVELOPE_BUCKETS = 500
@@ -112,7 +120,7 @@ def trace(original: Traces) -> Chart:
                 "yanchor": "bottom",
                 "showarrow": False,
                 "text": (  # short enough for a phone; the caption has the whole name
-                    f"{short_name(channel.channel, 26)} · "
+                    f"{short_name(channel_name(channel.channel), 26)} · "
                     f"{PROVENANCE_TEXT[channel.provenance].short}"
                 ),
                 "font": {"size": 11, "color": "@ink"},
@@ -148,7 +156,7 @@ def timeline(chart: Sequence[Traces], numbers: dict[str, int]) -> Chart:
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": kind,
+                "name": phase_word(kind),
                 "y": [names[v] for v, _ in rows],
                 "x": [p.end_s - p.start_s for _, p in rows],
                 "base": [p.start_s for _, p in rows],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 
 from host.report.charts import Pareto, Traces, Value
@@ -33,6 +34,16 @@ def phase_kind(name: str) -> str:
         if kind in plain.split():
             return kind
     return plain
+
+
+def phase_word(kind: str) -> str:
+    """What a legend calls a sort of phase."""
+    return "warm-up" if kind == "warmup" else kind
+
+
+def channel_name(channel: str) -> str:
+    """A channel without the bracket that says how it is read: "board rail: vph_pwr"."""
+    return re.sub(r"\s*\([^)]*\)$", "", channel) or channel
 
 
 def phase_colour(name: str) -> str:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from host.errors import RunStatus
 from host.report import charts, interactive, interactive_runs
 from host.report.data import MAIN_METRICS, NOT_REAL, Phase, RunReport, SessionReport
-from host.report.marks import chart_of, numbering, phase_kind, time_range
+from host.report.marks import chart_of, numbering, phase_kind, phase_word, time_range
 from host.report.text import (
     ABSENT,
     PROVENANCE_TEXT,
@@ -137,6 +137,14 @@ def _render(
         arrow=arrow,
         direction=direction,
         phase_names=_phase_names,
+        phase_word=phase_word,
+        role_names=charts.role_names(parts.values()),
+        radar_key=charts.radar_key(session),
+        unreal=all(
+            r.figures["latency_ms"].provenance in NOT_REAL
+            for r in session.drawable
+            if r.value("latency_ms") is not None
+        ),
         style=Markup(_asset("report.css")),
         script=Markup(_asset("report.js")),
         plotly=Markup(plotly_script() if figures else ""),

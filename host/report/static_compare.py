@@ -9,6 +9,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from host.report import charts
 from host.report.charts import Axis, Value
@@ -31,6 +33,7 @@ from host.report.static_frame import (
     canvas,
     grid_of,
     label_axis,
+    legend,
 )
 
 HEATMAP_COLOURS = ("#f2f5f9", "#9dc3e8", "#1f66ad", "#0a4f96")
@@ -85,7 +88,30 @@ def pareto(session: SessionReport) -> Figure | None:
     label_axis(axes, chart.x, "x")
     label_axis(axes, chart.y, "y")
     _name_points(axes, chart, numbers)
+    hollow = all(p.x.hollow or p.y.hollow for p in chart.points)
+    _role_legend(figure, chart.points, hollow=hollow, line=len(chart.front) > 1)
     return figure
+
+
+def _role_legend(
+    figure: Figure, points: Sequence[charts.Point], *, hollow: bool, line: bool
+) -> None:
+    handles = [
+        Line2D(
+            [],
+            [],
+            linestyle=":" if role == "front" and line else "none",
+            linewidth=1.5,
+            color=COLOURS[role],
+            marker=_MARKER[role],
+            markersize=math.sqrt(_SIZE[role]) * 0.85,
+            markerfacecolor="white" if hollow else COLOURS[role],
+            markeredgewidth=1.4,
+            label=words,
+        )
+        for role, words in charts.role_names(p.role for p in points).items()
+    ]
+    legend(figure, handles)
 
 
 def _name_points(axes: Axes, chart: charts.Pareto, numbers: dict[str, int]) -> None:
@@ -160,6 +186,8 @@ def bars(session: SessionReport) -> Figure | None:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         label_axis(axes, axis, "x", 8.5)
+    named = charts.role_names(chart.roles)
+    legend(figure, [Patch(facecolor=COLOURS[role], label=words) for role, words in named.items()])
     return figure
 
 
@@ -218,10 +246,7 @@ def radar(session: SessionReport) -> Figure | None:
         return None
     numbers = numbering(session)
     rows, columns = grid_of(len(chart.variants), 4)
-    caption = (
-        "Each axis: share of the best variant's figure; outer ring = the best. "
-        f"Dotted: fp16. Dashed: not measured. {chart.caption}"
-    )
+    caption = f"{charts.radar_key(session)} {chart.caption}"
     width = max(columns * 2.9, 6.4)
     figure, body = canvas(session, "radar", width, rows * 2.9, caption)
     height = figure.get_size_inches()[1]

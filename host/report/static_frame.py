@@ -116,6 +116,21 @@ def axes_in(
     )
 
 
+def legend(figure: Figure, handles: list[Any]) -> None:
+    """At the top right, beside the heading."""
+    width, height = figure.get_size_inches()
+    figure.legend(
+        handles=handles,
+        loc="upper right",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=8.5,
+        bbox_to_anchor=(1 - 0.15 / width, 1 - 0.12 / height),
+        columnspacing=1.2,
+        handlelength=1.4,
+    )
+
+
 def label_axis(axes: Axes, axis: Axis, which: str, size: float = 9.5) -> None:
     text = f"{axis.title}\n{axis.hint}"
     (axes.set_xlabel if which == "x" else axes.set_ylabel)(text, fontsize=size, linespacing=1.3)

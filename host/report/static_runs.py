@@ -10,13 +10,15 @@ from host.report.data import SessionReport
 from host.report.lines import drawn_line, time_title, without_gaps
 from host.report.marks import (
     PHASE_PATTERN,
+    channel_name,
     numbering,
     phase_colour,
     phase_kind,
+    phase_word,
     short_name,
     time_range,
 )
-from host.report.static_frame import COLOURS, INK, MUTED, axes_in, canvas, grid_of
+from host.report.static_frame import COLOURS, INK, MUTED, axes_in, canvas, grid_of, legend
 from host.report.text import PROVENANCE_TEXT, scale_of
 
 PHASES = {
@@ -59,7 +61,7 @@ def layers(session: SessionReport) -> Figure | None:
         cell = width / columns
         axes = figure.add_axes(
             (
-                (column * cell + 0.62) / width,
+                (column * cell + 0.68) / width,
                 body[1] - (row * 2.4 + 1.95) / height,
                 (cell - 0.85) / width,
                 1.4 / height,
@@ -108,16 +110,7 @@ def layers(session: SessionReport) -> Figure | None:
         if column == 0:
             axes.set_ylabel("Weight SQNR (dB)\n↑ higher is better", fontsize=8)
     if len(precisions) > 1:
-        handles, words = figure.axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles,
-            words,
-            loc="upper right",
-            ncols=len(precisions),
-            frameon=False,
-            fontsize=8.5,
-            bbox_to_anchor=(1 - 0.2 / width, 1 - 0.15 / height),
-        )
+        legend(figure, figure.axes[0].get_legend_handles_labels()[0])
     return figure
 
 
@@ -162,7 +155,7 @@ def trace(session: SessionReport) -> Figure | None:
             axes.set_ylabel(scale_of(channel.unit).unit, fontsize=8)
             name = f"{numbers[chart.variant]} {short_name(chart.variant, 26)}"
             axes.set_title(
-                f"{name} · {short_name(channel.channel, 34)}",
+                f"{name} · {short_name(channel_name(channel.channel), 34)}",
                 fontsize=8.5,
                 loc="left",
             )
@@ -173,7 +166,6 @@ def trace(session: SessionReport) -> Figure | None:
 
 
 def _phase_legend(figure: Figure, names: list[str], *, solid: bool = False) -> None:
-    width, height = figure.get_size_inches()
     kinds = list(dict.fromkeys(phase_kind(name) for name in names))
     if not kinds:
         return
@@ -183,20 +175,11 @@ def _phase_legend(figure: Figure, names: list[str], *, solid: bool = False) -> N
             alpha=1.0 if solid else 0.3,
             hatch=HATCH.get(kind) if solid else None,
             edgecolor="white" if solid else "none",
-            label=kind,
+            label=phase_word(kind),
         )
         for kind in kinds
     ]
-    figure.legend(
-        handles=patches,
-        loc="upper right",
-        ncols=len(kinds),
-        frameon=False,
-        fontsize=8.5,
-        bbox_to_anchor=(1 - 0.15 / width, 1 - 0.12 / height),
-        columnspacing=1.2,
-        handlelength=1.4,
-    )
+    legend(figure, patches)
 
 
 def timeline(session: SessionReport) -> Figure | None:

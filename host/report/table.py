@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -51,7 +51,7 @@ def session_table(
     name_width = min(max([cell_len(run.variant) for run in session.runs] + [7]), name_max) + 2
     parts: list[RenderableType] = [_heading(session), Text("")]
     parts.append(Text(verdict.headline, style="bold"))
-    parts += [Padding(Text(reason), (0, 0, 0, 2), expand=False) for reason in verdict.reasons]
+    parts += [_item(reason, width) for reason in verdict.reasons]
     rows = [i for i, run in enumerate(session.runs) if any(run.figure(m) for m in shown)]
     for number, group in enumerate(_chunks([_width(c) for c in columns], width - name_width)):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 1), show_edge=False)
@@ -73,6 +73,18 @@ def session_table(
     return Group(*parts)
 
 
+def _item(text: str, width: int) -> Text:
+    """A line of a list, wrapped with a hanging indent; no blanks at the ends of lines."""
+    return Text(
+        "\n".join(
+            textwrap.wrap(
+                text, max(width, 40), initial_indent="- ", subsequent_indent="  ",
+                break_on_hyphens=False,
+            )
+        )
+    )  # fmt: skip
+
+
 def _heading(session: SessionReport) -> Text:
     text = Text()
     text.append(session.model_name, style="bold")
@@ -81,8 +93,8 @@ def _heading(session: SessionReport) -> Text:
         text.append(f" ({session.soc})")
     text.append(f" · session {session.session_id}", style="dim")
     if session.emulated:
-        basis = f": {session.emulation_basis}" if session.emulation_basis else ""
-        text.append(f"\nEMULATED DEVICE{basis}. {EMULATED_NOTE}", style="bold yellow")
+        basis = f" Basis: {session.emulation_basis}." if session.emulation_basis else ""
+        text.append(f"\nEMULATED DEVICE. {EMULATED_NOTE}{basis}", style="bold yellow")
     return text
 
 

@@ -86,7 +86,7 @@ def metric_label(session: SessionReport, metric: str, *, short: bool = False) ->
         return SHORT_LABELS.get(metric, METRICS[metric].label if metric in METRICS else metric)
     label = METRICS[metric].label if metric in METRICS else metric
     if metric == "accuracy" and (name := accuracy_name(session)):
-        return f"{label} ({name})"
+        return f"{label}, {name}"
     return label
 
 
@@ -163,9 +163,15 @@ def interval_text(figure: Figure, *, decimals: int | None = None) -> str:
 
 
 def wrap_variant(name: str, width: int) -> list[str]:
-    """A variant's name in lines of at most `width`, broken after `,`, `+` or `]` if it can be."""
-    lines = [""]
+    """A variant's name in lines of at most `width`.
+
+    It is broken after `,`, `+` or `]` if that will do, else after `[`, `=` or `-`, else anywhere.
+    """
+    parts: list[str] = []
     for part in re.split(r"(?<=[,+\]])", name):
+        parts += [part] if len(part) <= width else re.split(r"(?<=[\[=-])", part)
+    lines = [""]
+    for part in parts:
         if lines[-1] and len(lines[-1]) + len(part) > width:
             lines.append("")
         lines[-1] += part

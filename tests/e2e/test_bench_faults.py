@@ -39,7 +39,7 @@ def rows(lab, sql: str):
 
 def test_a_killed_agent_fails_one_job_and_the_others_finish(lab):
     process = lab.start(*lab.bench_args(*METHODS))
-    read_until(process, "int8: block 1 measured")
+    read_until(process, "block 1 of 6 measured")
     (agent,) = [
         pid for pid, line in lab.processes().items() if "-m agent" in line and "--emulate" in line
     ][:1]
@@ -70,7 +70,7 @@ def test_a_killed_agent_fails_one_job_and_the_others_finish(lab):
 
 def test_a_killed_host_leaves_a_whole_database_and_resume_does_the_rest(lab):
     process = lab.start(*lab.bench_args(*METHODS))
-    read_until(process, "block 2 measured")
+    read_until(process, "block 2 of 6 measured")
     process.kill()
     process.communicate(timeout=60)
     assert wait_until_gone(lab) == {}
@@ -95,7 +95,7 @@ def test_a_killed_host_leaves_a_whole_database_and_resume_does_the_rest(lab):
 
 def test_ctrl_c_ends_everything_with_130(lab):
     process = lab.start(*lab.bench_args(*METHODS))
-    read_until(process, "int8: quantize")
+    read_until(process, "fp16: built")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

@@ -28,6 +28,21 @@
   document.querySelectorAll("button, a[href], [role=img], [role=region], section, summary").forEach((n) => {
     if (shown(n) && !name(n)) say("4.1.2 no accessible name", n);
   });
+  document.querySelectorAll("button[aria-label], a[aria-label]").forEach((n) => {
+    const seen = (n.innerText || "").trim().toLowerCase();
+    if (seen && !name(n).toLowerCase().includes(seen)) say("2.5.3 label is not in the name", n, name(n));
+  });
+  const regions = new Map();
+  document.querySelectorAll("section, [role=region]").forEach((n) => {
+    if (!shown(n)) return;
+    if (regions.has(name(n))) say("1.3.1 two regions of one name", n, name(n));
+    if (n.hasAttribute("aria-label") || n.hasAttribute("aria-labelledby")) regions.set(name(n), n);
+  });
+  [...document.body.children].forEach((n) => {
+    if (shown(n) && (n.innerText || "").trim() && !n.matches("header, main, footer, nav, .skip, script")) {
+      say("1.3.1 content outside of the landmarks", n);
+    }
+  });
   document.querySelectorAll("a[href^='#']").forEach((n) => {
     if (!document.getElementById(n.getAttribute("href").slice(1))) say("2.4.1 link to nowhere", n);
   });

@@ -32,8 +32,8 @@ def test_the_file_is_found_in_a_parent_folder(tmp_path):
     ("text", "says"),
     [
         ("seeds = 1\n", "Did you mean seed"),
-        ("seed = 'x'\n", "is not a int"),
-        ("mock = 3\n", "is not a bool"),
+        ("seed = 'x'\n", "is not a whole number"),
+        ("mock = 3\n", "is not true or false"),
         ("seed = = 1\n", "cannot be read as TOML"),
     ],
 )

@@ -56,7 +56,8 @@ def test_table_tells_failures_absent_and_invalid_figures():
     assert "Energy missing, per-channel: it was charging" in text
     assert "Latency not valid (!), int4[group=64]: throttled" in text
     assert "1.100!" in text
-    assert "EMULATED DEVICE: published latencies" in text
+    assert "EMULATED DEVICE. No time, power, energy, heat or memory figure" in text
+    assert "Basis: published latencies." in text
 
 
 def test_mixed_provenance_marks_every_figure():
@@ -114,7 +115,7 @@ def test_verdict_under_limits_and_without_any():
     none = decide(session, Constraints(max_latency_ms=0.1))
     assert none.variant is None
     assert "No variant meets the constraints." in none.headline
-    assert "int8: latency_ms is 1 ms, limit 0.1 ms." in none.reasons
+    assert "int8: latency is 1 ms, limit 0.1 ms." in none.reasons
     measured = decide(rows.session(3, Provenance.MEASURED))
     assert "not measured" not in measured.headline
 
@@ -154,7 +155,7 @@ def test_variants_not_told_apart_are_chosen_by_accuracy():
         run = rows.with_figure(run, replace(run.figures[metric], value=value))
     verdict = decide(replace(session, runs=(*session.runs[:2], run)))
     assert verdict.variant == "int8[calibration=mse]"
-    assert any(r.startswith("int8 cannot be told apart from it") for r in verdict.reasons)
+    assert any("do not tell it from int8" in r for r in verdict.reasons)
 
 
 def test_without_labels_disagreement_is_the_drop():

@@ -134,12 +134,14 @@ def test_keyboard_reaches_the_controls_in_order(browser, pages):
 BAD_PAGE = """<!doctype html><html><head><title></title></head><body><main><h1>A</h1><h3>skips</h3>
 <p style="color:#999;background:#fff">faint</p><button></button><a href="#none">x</a>
 <table><thead><tr><td>no header</td></tr></thead><tbody><tr><td>1</td></tr></tbody></table>
+<div role="region" aria-label="one">1</div><div role="region" aria-label="one">2</div>
+<button aria-label="close">Open</button>
 <div style="width:50px;overflow-x:auto;white-space:nowrap">a long line that scrolls</div>
 <i id="d"></i><i id="d"></i>
 <div data-chart="c" style="width:80px;height:40px;overflow:hidden">
 <svg width="300" height="40"><text x="0" y="20">one label</text><text x="50" y="22">another</text>
 </svg></div>
-</main></body></html>"""
+</main><p>afterword</p></body></html>"""
 
 
 def test_the_checks_find_what_is_wrong(browser, tmp_path):
@@ -160,6 +162,9 @@ def test_the_checks_find_what_is_wrong(browser, tmp_path):
         "1.3.1 row",
         "2.1.1",
         "4.1.1 duplicate id",
+        "2.5.3 label is not in the name",
+        "1.3.1 two regions of one name",
+        "1.3.1 content outside of the landmarks",
     ):
         assert rule in complaints, rule
     labels = "\n".join(page.evaluate(LABEL_CHECKS))
