@@ -16,15 +16,19 @@ from pathlib import Path
 
 import grpc
 
+from agent import fingerprint
 from agent.artifacts import ArtifactStore
 from agent.bench import CHARGER_GRACE_S, Bench
 from agent.emulator.personalities import PERSONALITIES
 from agent.emulator.phone import emulated_phone
 from agent.emulator.platform import EmulatedPlatform
 from agent.emulator.signals import Signal, parse_signal
+from agent.errors import DeviceFailure
 from agent.platform import Platform, log_path
+from agent.runtime.net_run import NetRunRuntime
+from agent.runtime.ort_qnn import OrtQnnRuntime
 from agent.server import OPTIONS, AgentService, Gate
-from agent.silicon import SiliconPlatform, identify
+from agent.silicon import SiliconPlatform, android_properties, identify, inference_cpus
 from agent.socs import SOCS
 from agent.spool import CAPACITY_BYTES, Spool
 from protos import PROTOCOL_VERSION, agent_pb2_grpc
@@ -56,6 +60,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--emulate", metavar="SOC", choices=sorted(SOCS), help="default: what the device says"
     )
+    parser.add_argument(
+        "--net-run", type=Path, metavar="DIR",
+        help="run contexts by the QAIRT SDK's tools in DIR, as on Android",
+    )  # fmt: skip
     parser.add_argument(
         "--device-root", type=Path, default=Path("/"), help="where the device's files lie"
     )
@@ -115,9 +123,10 @@ async def _serve(options: argparse.Namespace, root: Path, token: str) -> int:
         loop.add_signal_handler(signum, stop.set)
     if options.die_with_parent:
         threading.Thread(target=_watch_stdin, args=(loop, stop), daemon=True).start()
-    platform = _platform(options, root)
-    if platform is None:
-        sys.stderr.write("qhost agent: no runtime for this device; give --emulate SOC\n")
+    try:
+        platform = _platform(options, root)
+    except DeviceFailure as error:
+        sys.stderr.write(f"qhost agent: {error}; --emulate SOC starts an emulated device\n")
         return 2
     artifacts = ArtifactStore(root / "artifacts")
     spool = Spool(root / "spool", capacity_bytes=options.spool_bytes)
@@ -151,10 +160,10 @@ async def _serve(options: argparse.Namespace, root: Path, token: str) -> int:
     return 0
 
 
-def _platform(options: argparse.Namespace, root: Path) -> Platform | None:
-    """What --emulate or the device's own files ask for; None where there is nothing to run on."""
+def _platform(options: argparse.Namespace, root: Path) -> Platform:
+    """What --emulate or the device's own files ask for. DeviceFailure: nothing to run on, why."""
     phone = None if options.emulate else emulated_phone(options.device_root)
-    if soc := phone.soc if phone else options.emulate:
+    if soc := phone.soc if phone and phone.native else options.emulate:
         return EmulatedPlatform(
             soc,
             root,
@@ -164,10 +173,29 @@ def _platform(options: argparse.Namespace, root: Path) -> Platform | None:
             personality=PERSONALITIES[phone.personality if phone else options.personality],
             signal=options.signal,
         )
-    identity = identify(options.device_root)
-    if identity is not None and identity.silicon:
-        return SiliconPlatform(identity, root, options.device_root)
-    return None
+    identity = identify(options.device_root, getprop=android_properties())
+    if identity is None:
+        raise DeviceFailure("this is no Snapdragon that qhost knows: its soc_id is in no table")
+    if identity.problem and phone is None:
+        raise DeviceFailure(f"no inference on this {identity.soc}: {identity.problem}")
+    if options.net_run is None:
+        if identity.os == "android":
+            raise DeviceFailure("on Android the HTP is reached by the QNN tools: give --net-run")
+        ort_qnn = OrtQnnRuntime(
+            log_path(root, "ort_qnn"), device_root=options.device_root, cpus=inference_cpus()
+        )
+        facts = fingerprint.of_package()
+        return SiliconPlatform(identity, root, options.device_root, ort_qnn, facts)
+    tools = NetRunRuntime(
+        options.net_run,
+        root / "net_run",
+        log_path(root, "net_run"),
+        SOCS[identity.soc].htp_arch,
+        emulated=not identity.silicon,
+        device_root=options.device_root,
+    )
+    facts = fingerprint.of_folder(options.net_run)
+    return SiliconPlatform(identity, root, options.device_root, tools, facts)
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

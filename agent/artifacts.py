@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from agent.errors import BadArtifact, BadRequest, NotFound
-from agent.runtime import Array, Context
+from agent.runtime import Array, Context, Tensor
 from protos import agent_pb2 as pb
 
 MAX_ARTIFACT_BYTES = 8 << 30
@@ -90,8 +90,8 @@ class ArtifactStore:
         """The context for `soc`, with its sha256 computed from the file that will be loaded.
 
         Without a perf_profile the manifest's run settings say it, and without those it is burst.
-        Of the other run settings onnxruntime can apply rpc_control_latency_us; its polling time
-        and DCVS follow from the profile.
+        onnxruntime can apply rpc_control_latency_us; its polling time and DCVS follow from the
+        profile. The SDK's tools apply both RPC settings.
         """
         base = self.path(sha256) / "contexts" / soc
         wrapper, binary = base / "context.onnx", base / "context.bin"
@@ -114,6 +114,9 @@ class ArtifactStore:
             perf_profile=perf_profile or str(settings.get("perf_profile", "burst")),
             device_model=models.get(soc) if isinstance(models, dict) else None,
             rpc_control_latency_us=int(settings.get("rpc_control_latency_us", 0)),
+            rpc_polling_us=int(settings.get("rpc_polling_us", 0)),
+            inputs=_tensors(manifest, soc, "inputs"),
+            outputs=_tensors(manifest, soc, "outputs"),
         )
 
     def goldens(self, sha256: str, soc: str) -> list[Golden]:
@@ -200,6 +203,18 @@ async def _receive_files(part: Path, chunks: AsyncIterator[pb.ArtifactChunk], to
             out.close()
     if received != total or not (part / "manifest.json").is_file():
         raise BadRequest("the artifact is incomplete: bytes or manifest.json are missing")
+
+
+def _tensors(manifest: Mapping[str, Any], soc: str, which: str) -> tuple[Tensor, ...]:
+    """The context's tensors as the compiler recorded them; () where it did not."""
+    try:
+        (graph,) = manifest["socs"][soc]["context"]["graphs"]
+        return tuple(
+            Tensor(str(t["name"]), str(t["dtype"]), tuple(int(n) for n in t["shape"]))
+            for t in graph[which]
+        )
+    except (KeyError, TypeError, ValueError):
+        return ()
 
 
 def _under(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:

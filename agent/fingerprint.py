@@ -15,6 +15,7 @@ from agent.sensors.dumpsys import THERMAL, Run, parse_thermal_status
 
 # Of the runtime that computes; their bytes decide more than any version string.
 _LIBRARIES = ("libQnnHtp.so", "libQnnSystem.so", "libonnxruntime_providers_qnn.so")
+_BUILD = re.compile(rb"v(\d+\.\d+\.\d+\.\d{6,14})")
 _SETTINGS = {
     "airplane_mode": "airplane_mode_on",
     "wifi": "wifi_on",
@@ -24,7 +25,7 @@ _SETTINGS = {
 
 def read(root: Path, run: Run | None = None) -> dict[str, str]:
     """Facts under `root` ("/" on a device), of Android's services through `run` where there are
-    any, and of what the agent runs with. A fact that cannot be had is left out."""
+    any, and of the interpreter and its packages. A fact that cannot be had is left out."""
     battery = root / "sys/class/power_supply/battery"
     facts = {
         "soc_id": read_text(root / "sys/devices/soc0/soc_id"),
@@ -36,23 +37,30 @@ def read(root: Path, run: Run | None = None) -> dict[str, str]:
         "python": machine.python_version(),
         "onnxruntime": _version("onnxruntime"),
         "onnxruntime_qnn": _version("onnxruntime-qnn"),
-        **library_hashes(),
         **(_android(run) if run is not None else {}),
     }
     return {name: value for name, value in facts.items() if value}
 
 
 @functools.cache
-def library_hashes() -> dict[str, str]:
-    """{"sha256 <library>": first 16 digits} of the QNN libraries that would be loaded."""
+def of_package() -> dict[str, str]:
+    """What of_folder says of the installed onnxruntime-qnn; empty where there is none."""
     spec = importlib.util.find_spec("onnxruntime_qnn")
+    folders = (spec.submodule_search_locations or []) if spec is not None else []
+    return {k: v for folder in folders for k, v in of_folder(Path(folder)).items()}
+
+
+def of_folder(folder: Path) -> dict[str, str]:
+    """Of the QNN libraries in `folder`: "qairt", the build of libQnnHtp.so, and for each
+    "sha256 <library>", its first 16 digits."""
     found = {}
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        for path in sorted(Path(folder).rglob("*.so")):
-            if path.name in _LIBRARIES:
-                with path.open("rb") as source:
-                    digest = hashlib.file_digest(source, "sha256").hexdigest()
-                found[f"sha256 {path.name}"] = digest[:16]
+    for path in sorted(folder.rglob("*.so")):
+        if path.name not in _LIBRARIES:
+            continue
+        data = path.read_bytes()
+        found[f"sha256 {path.name}"] = hashlib.sha256(data).hexdigest()[:16]
+        if path.name == "libQnnHtp.so" and (build := _BUILD.search(data)):
+            found["qairt"] = build[1].decode()
     return found
 
 

@@ -154,24 +154,23 @@ class SegmentRun:
         """Per-operator cycles; QNN's file is kept for Fetch."""
         self._station.unload()
         feeds = [golden.inputs for golden in self._goldens()]
-        text = self._runtime.profile(self._context(), feeds, self._segment.min_inferences)
-        try:
-            profile = parse_profile(text)
-        except ValueError as error:
-            raise DeviceFailure(str(error)) from error
-        file = self._station.outputs / f"profile-{self._run_name()}.csv"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        self._put(
-            profile=pb.ProfileResult(
-                ops=[
-                    pb.OpProfile(name=op.name, op_id=op.op_id, cycles=op.cycles)
-                    for op in profile.operators
-                ],
-                execute_us=profile.execute_us,
-                file=f"outputs/{file.name}",
+        raw = self._runtime.profile(self._context(), feeds, self._segment.min_inferences)
+        result = pb.ProfileResult()
+        if raw.kind == "csv":
+            try:
+                profile = parse_profile(raw.data.decode())
+            except ValueError as error:
+                raise DeviceFailure(str(error)) from error
+            result.execute_us.extend(profile.execute_us)
+            result.ops.extend(
+                pb.OpProfile(name=op.name, op_id=op.op_id, cycles=op.cycles)
+                for op in profile.operators
             )
-        )
+        file = self._station.outputs / f"profile-{self._run_name()}.{raw.kind}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(raw.data)
+        result.file = f"outputs/{file.name}"
+        self._put(profile=result)
 
     def _evaluate(self) -> None:
         """The outputs of every sample of the input set, as files for Fetch."""

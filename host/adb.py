@@ -25,6 +25,7 @@ import adbutils
 from adbutils.errors import AdbError
 
 from host.errors import DeviceError, FailureClass
+from quant.htp.soc import SOCS
 
 DEFAULT_PORT = 5037
 SHELL_TIMEOUT_S = 30.0
@@ -308,6 +309,7 @@ class AdbDevice:
     soc: str = ""  # sm8650
     build: str = ""
     emulated: bool = False
+    android: bool = True  # False: a Linux board with an adbd
     server: AdbServer = field(default_factory=AdbServer, repr=False)
 
     @property
@@ -389,6 +391,7 @@ class AdbDevice:
             time.sleep(RECONNECT_POLL_S)
 
 
+_NOT_FOUND = 127  # what a shell gives for a command that it does not find
 _PROPERTIES = ("ro.soc.model", "ro.product.model", "ro.build.id", "ro.qhost.emulated")
 
 
@@ -409,14 +412,36 @@ def list_devices(server: AdbServer | None = None) -> list[AdbDevice]:
 
 def identify(device: AdbDevice) -> AdbDevice:
     """The same device with what its properties say. DeviceError when it does not answer."""
-    lines = device.check("; ".join(f"getprop {name}" for name in _PROPERTIES), LIST_TIMEOUT_S)
-    soc, model, build, emulated = (*lines.splitlines(), "", "", "", "")[:4]
+    done = device.shell("; ".join(f"getprop {name}" for name in _PROPERTIES), LIST_TIMEOUT_S)
+    if done.code == _NOT_FOUND:
+        return _identify_board(device)
+    if done.code:
+        raise explain(device.serial, done.stderr or f"getprop gave {done.code}")
+    soc, model, build, emulated = (*done.stdout.splitlines(), "", "", "", "")[:4]
     return replace(
         device,
         model=model.strip() or device.model,
         soc=soc.strip().lower(),
         build=build.strip(),
         emulated=emulated.strip() == "1",
+    )
+
+
+def _identify_board(device: AdbDevice) -> AdbDevice:
+    """A Linux board has no properties: its files say what it is."""
+
+    def read(path: str) -> str:
+        return device.shell(f"cat {path}", LIST_TIMEOUT_S).stdout.strip("\0 \n")
+
+    soc_id = read("/sys/devices/soc0/soc_id")
+    soc = next((s.id for s in SOCS.values() if soc_id in map(str, s.soc_ids)), "")
+    name = re.search(r'^PRETTY_NAME="?([^"\n]*)', read("/etc/os-release"), re.MULTILINE)
+    return replace(
+        device,
+        model=read("/proc/device-tree/model") or device.model,
+        soc=soc,
+        build=name[1] if name else "",
+        android=False,
     )
 
 

@@ -14,6 +14,7 @@ from host.adb import AdbDevice, AdbServer, identify, list_devices
 from host.client import CALL_TIMEOUT_S, AgentClient, SegmentSpec
 from host.devices import DeviceInfo, Target, describe, no_device
 from host.errors import DeviceError, FailureClass
+from host.layers import Layer
 from quant.artifact import Artifact
 
 # A phone that reboots is back on USB in a minute or two; one that was only unplugged at once.
@@ -44,7 +45,7 @@ class AgentEndpoint:
 
 
 @contextlib.contextmanager
-def _layers(device: AdbDevice) -> Iterator[tuple[install.Layer, ...]]:
+def _layers(device: AdbDevice) -> Iterator[tuple[Layer, ...]]:
     with tempfile.TemporaryDirectory(prefix="qhost-layers-") as folder:
         yield install.layers_for(device, Path(folder))
 
@@ -64,7 +65,7 @@ def ensure_agent(device: AdbDevice, *, clean: bool = False) -> AgentEndpoint:
     """
     installed = deploy(device)
     agent = install.running_agent(device)
-    if agent and (clean or agent.layer != installed.layers[-1].sha256):
+    if agent and (clean or agent.layers != install.identity(installed.layers)):
         install.stop_agent(device, agent)
         agent = None
     if agent is None:

@@ -40,6 +40,7 @@ class EmulatedPhone:
         data_mb: float | None = None,
         root: Path | None = None,
         sandbox: bool = True,
+        isa: str = "native",
     ) -> None:
         self._own = None if root else Path(tempfile.mkdtemp(prefix="qhost-phone-"))
         self.root = root or (self._own or Path()) / "root"
@@ -47,7 +48,7 @@ class EmulatedPhone:
         command = [sys.executable, "-P", "-m", "agent.emulator.adbd"]
         command += ["--soc", soc, "--port", str(port), "--root", str(self.root)]
         command += ["--time-factor", f"{time_factor:g}", "--log", str(self.log)]
-        command += ["--personality", personality]
+        command += ["--personality", personality, "--isa", isa]
         command += [word for fault in faults for word in ("--fault", fault)]
         command += ["--data-mb", f"{data_mb:g}"] if data_mb else []
         command += [] if sandbox else ["--no-sandbox"]

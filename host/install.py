@@ -3,6 +3,7 @@
 On the device, all under BASE:
 
     layers/<name>-<sha256>/   unpacked layers, named by the sha256 of their archive
+    pycache/                  byte code of the agent's own layer, written there by its Python
     installed.json            which layers make up the agent; written last
     run/                      token (0600), agent.json (pid, socket), log of the start
     agent/                    the agent's own directory (artifacts, spool, logs)
@@ -15,25 +16,24 @@ TCP port is open on the device; the token travels in a file.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
-import importlib.util
-import io
 import json
 import secrets
 import shlex
-import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from host import bundle, config, qairt
 from host.adb import AdbDevice, explain
 from host.errors import DeviceError, FailureClass, UserError
+from host.layers import LAYERS, Layer, agent_layer
 from host.lease import BASE
+from quant.htp.soc import get_soc
 
-LAYERS = BASE / "layers"
+PYCACHE = BASE / "pycache"
 INCOMING = BASE / "incoming"
 MANIFEST = BASE / "installed.json"
 RUN = BASE / "run"
@@ -42,11 +42,11 @@ STATE = RUN / "agent.json"
 START_LOG = RUN / "log"
 AGENT_ROOT = BASE / "agent"
 ABI = "arm64-v8a"
+DSP_FOLDERS = "/usr/lib/rfsa/adsp;/dsp/cdsp;/dsp"  # of Linux boards
 START_TIMEOUT_S = 60.0
 UNPACK_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 12.0  # the agent gives itself 8 s to end its children
 _POLL_S = 0.1
-_AGENT_PACKAGES = ("agent", "protos")
 _SPARE_BYTES = 4 << 20
 _LEFTOVERS = " ".join(
     str(AGENT_ROOT / name) for name in ("spool", "queue.pb", "spool.id", "outputs")
@@ -54,26 +54,14 @@ _LEFTOVERS = " ".join(
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One archive (tar.gz) of the agent's installation."""
-
-    name: str
-    sha256: str
-    archive: Path
-
-    @property
-    def directory(self) -> PurePosixPath:
-        return LAYERS / f"{self.name}-{self.sha256}"
-
-
-@dataclass(frozen=True)
 class RunningAgent:
-    """An agent on the device. `stream` names its spool: a new one whenever the spool is new."""
+    """An agent on the device. `stream` names its spool: a new one whenever the spool is new.
+    `layers`: the identity of what it was started from."""
 
     pid: int
     socket: str
     stream: str
-    layer: str
+    layers: str
 
 
 @dataclass(frozen=True)
@@ -83,27 +71,6 @@ class Installed:
     layers: tuple[Layer, ...]
     pushed: tuple[Layer, ...]
     pushed_bytes: int
-
-
-def agent_layer(folder: Path) -> Layer:
-    """The agent's own code as a layer in `folder`. The same code gives the same bytes."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for package in _AGENT_PACKAGES:
-            spec = importlib.util.find_spec(package)
-            if spec is None or not spec.submodule_search_locations:
-                raise UserError(f"The package {package} is not installed.", "Reinstall qhost.")
-            base = Path(spec.submodule_search_locations[0])
-            for path in sorted(base.rglob("*.py")):
-                content = path.read_bytes()
-                member = tarfile.TarInfo(f"{package}/{path.relative_to(base).as_posix()}")
-                member.size, member.mode = len(content), 0o644
-                archive.addfile(member, io.BytesIO(content))
-    packed = gzip.compress(data.getvalue(), mtime=0)
-    sha256 = hashlib.sha256(packed).hexdigest()
-    path = folder / f"agent-{sha256}.tar.gz"
-    path.write_bytes(packed)
-    return Layer("agent", sha256, path)
 
 
 def install(device: AdbDevice, layers: Sequence[Layer]) -> Installed:
@@ -117,8 +84,8 @@ def install(device: AdbDevice, layers: Sequence[Layer]) -> Installed:
         _require_space(device, 4 * size + _SPARE_BYTES)
     for layer in missing:
         _install_layer(device, layer)
-    installed = {"format": 1, "layers": [layer.directory.name for layer in layers]}
-    text = json.dumps(installed) + "\n"
+    names = [layer.directory.name for layer in layers]
+    text = json.dumps({"format": 1, "layers": names}) + "\n"
     if missing or device.shell(f"cat {MANIFEST}").stdout != text:
         _write(device, MANIFEST, text)
     return Installed(tuple(layers), tuple(missing), size)
@@ -169,25 +136,49 @@ def _write(device: AdbDevice, target: PurePosixPath, text: str) -> None:
 
 
 def layers_for(device: AdbDevice, folder: Path) -> tuple[Layer, ...]:
-    """The layers this device needs, as archives in `folder`. UserError where none are at hand.
+    """The layers this device needs; those made now become archives in `folder`. The last one is
+    the agent's own code. UserError where one is not at hand.
 
-    An emulated device brings an interpreter with grpcio, protobuf, numpy and onnxruntime: the
-    one that its emulator runs on. A real one needs those as layers of a bundle.
+    An emulated device may bring this host's own Python (`ro.qhost.python`). Every other one gets
+    the interpreter from a bundle and the QNN libraries of its Hexagon architecture: on Android
+    those of the user's QAIRT SDK, on a Linux board those of onnxruntime-qnn. An emulated Android
+    device without an SDK has stand-ins of the tools.
     """
-    if not device.emulated:
+    code = agent_layer(folder)
+    if device.emulated and device.getprop("ro.qhost.python"):
+        return (code,)
+    arch = get_soc(device.soc).arch
+    built = _bundle(device)
+    layers = [layer for layer in built.layers if not layer.name.startswith("qnn-")]
+    if not device.android:
+        layers.append(built.layer(f"qnn-v{arch}"))
+    elif not device.emulated or qairt.is_set():
+        root = qairt.sdk_root()
+        layers.append(qairt.runtime_layer(root, arch, folder, emulated=device.emulated))
+    return (*layers, code)
+
+
+def _bundle(device: AdbDevice) -> bundle.Bundle:
+    target = "android-aarch64" if device.android else "linux-aarch64"
+    cache = config.cache_dir(config.resolve()["cache_dir"].value)
+    folder = bundle.default_folder(cache, target)
+    if not (folder / bundle.MANIFEST).exists():
         raise UserError(
             f"{device.serial} needs an agent bundle, and none is built.",
-            "Build one: qhost agent bundle --target android-aarch64.",
+            f"Build one: qhost agent bundle --target {target}.",
         )
-    return (agent_layer(folder),)
+    return bundle.open_bundle(folder)
 
 
 def require_supported(device: AdbDevice) -> None:
     """DeviceError for a device that the agent cannot run on."""
-    abi = device.getprop("ro.product.cpu.abi")
-    if abi != ABI:
+    if device.android:
+        abi, need = device.getprop("ro.product.cpu.abi"), ABI
+    else:
+        abi, need = device.check("uname -m").strip(), "aarch64"
+    if abi != need:
         raise DeviceError(
-            f"{device.serial} is a {abi or 'nameless'} device; the agent needs {ABI}.",
+            f"{device.serial} is a {abi or 'nameless'} device; the agent needs {need}.",
             "Use a 64-bit Snapdragon with a Hexagon v68 or later.",
         )
 
@@ -200,7 +191,7 @@ def running_agent(device: AdbDevice) -> RunningAgent | None:
     try:
         state = json.loads(done.stdout)
         agent = RunningAgent(
-            int(state["pid"]), str(state["socket"]), str(state["stream"]), str(state["layer"])
+            int(state["pid"]), str(state["socket"]), str(state["stream"]), str(state["layers"])
         )
     except (ValueError, KeyError, TypeError):
         return None
@@ -209,24 +200,54 @@ def running_agent(device: AdbDevice) -> RunningAgent | None:
     return agent if command.code == 0 and agent.socket in command.stdout else None
 
 
+def identity(layers: Sequence[Layer]) -> str:
+    """One name for all that an agent is started from: of any other, a running one is not it."""
+    return hashlib.sha256(" ".join(layer.sha256 for layer in layers).encode()).hexdigest()
+
+
 def start_agent(device: AdbDevice, layers: Sequence[Layer], *, clean: bool) -> RunningAgent:
     """Start the agent detached, as the shell user. `clean` forgets what an earlier one left."""
     socket_name = f"qhost-{secrets.token_hex(8)}"
-    python = shlex.quote(device.getprop("ro.qhost.python"))
-    path = ":".join(str(layer.directory) for layer in layers)
     leftovers = _LEFTOVERS if clean else ""
     device.check(f"chmod 700 {RUN}; rm -rf {STATE} {START_LOG} {leftovers}")
     _write(device, TOKEN, secrets.token_urlsafe(32))
+    environment, python, options = _how_to_start(device, layers)
     started = device.check(
-        f"cd {AGENT_ROOT}; HOME={AGENT_ROOT} TMPDIR={AGENT_ROOT} LC_ALL=C.UTF-8 PYTHONPATH={path} "
+        f"cd {AGENT_ROOT}; HOME={AGENT_ROOT} TMPDIR={AGENT_ROOT} LC_ALL=C.UTF-8 {environment} "
         f"setsid {python} -P -m agent --listen unix-abstract:{socket_name} --root {AGENT_ROOT} "
-        f"--token-file {TOKEN} < /dev/null > {START_LOG} 2>&1 & echo $!"
+        f"--token-file {TOKEN} {options} < /dev/null > {START_LOG} 2>&1 & echo $!"
     ).strip()
     pid = _wait_started(device, started)
     stream = _stream_id(device, clean=clean)
-    agent = RunningAgent(pid, socket_name, stream, layers[-1].sha256)
+    agent = RunningAgent(pid, socket_name, stream, identity(layers))
     _write(device, STATE, json.dumps(agent.__dict__))
+    _drop_other_layers(device, layers)
     return agent
+
+
+def _drop_other_layers(device: AdbDevice, layers: Sequence[Layer]) -> None:
+    """Of earlier versions: nothing runs from them once this agent does."""
+    kept = {layer.directory.name for layer in layers}
+    others = [name for name in device.shell(f"ls {LAYERS}").stdout.split() if name not in kept]
+    if others:
+        names = " ".join(shlex.quote(f"{LAYERS}/{name}") for name in others)
+        device.shell(f"rm -rf {names} {PYCACHE}", UNPACK_TIMEOUT_S)
+
+
+def _how_to_start(device: AdbDevice, layers: Sequence[Layer]) -> tuple[str, str, str]:
+    """(environment, interpreter, the agent's options), each as words for the device's shell."""
+    folders = {layer.name.partition("-")[0]: layer.directory for layer in layers}
+    packages = [str(path) for name, path in folders.items() if name not in ("base", "qnn")]
+    environment = f"PYTHONPATH={':'.join(packages)} PYTHONPYCACHEPREFIX={PYCACHE}"
+    if "base" not in folders:
+        return environment, shlex.quote(device.getprop("ro.qhost.python")), ""
+    python = f"sh {folders['base']}/{bundle.LAUNCHER}"
+    if device.android:
+        return environment, python, f"--net-run {folders.get('qnn', '/system/bin')}"
+    skels = shlex.quote(f"{folders['qnn']};{DSP_FOLDERS}")
+    environment += f" QHOST_LIBRARY_PATH={folders['qnn']}:{folders['ort']}/onnxruntime_qnn"
+    environment += f" ADSP_LIBRARY_PATH={skels}"
+    return environment, python, ""
 
 
 def _stream_id(device: AdbDevice, *, clean: bool) -> str:

@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -29,11 +30,13 @@ from agent.emulator.adb.faults import Fault, FaultSyntaxError, Wire
 from agent.emulator.adb.protocol import MAX_PAYLOAD, Connection, Identity, State
 from agent.emulator.adb.services import Services
 from agent.emulator.adb.table import TableRunner
+from agent.emulator.hardware import Hardware
 from agent.emulator.personalities import PERSONALITIES
 from agent.emulator.phone import TREE
 
 log = logging.getLogger("adbd")
 
+QEMU = "qemu-aarch64-static"
 REBOOT = 42  # adbd's exit code that asks for another boot
 FILLER = Path("data/.full")
 DEFAULT_DISK_BYTES = 256 << 20
@@ -170,11 +173,24 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--serial", default="")
     parser.add_argument("--time-factor", type=float, default=1.0)
     parser.add_argument("--personality", choices=sorted(PERSONALITIES), default="board")
+    parser.add_argument(
+        "--isa", choices=("native", "aarch64"), default="native",
+        help="aarch64: no Python of this machine; aarch64 programs run through qemu-user",
+    )  # fmt: skip
     parser.add_argument("--fault", type=_fault, action="append", default=[])
     parser.add_argument("--data-mb", type=float, help="size of /data; default: unbounded")
     parser.add_argument("--no-sandbox", action="store_true", help="use the closed command table")
     parser.add_argument("--log", type=Path, help="where the device writes its log")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.isa == "aarch64":
+        if options.time_factor != 1.0:
+            parser.error("--time-factor: a device with programs of its own lives in real time")
+        if options.no_sandbox or (refused := sandbox.supported()):
+            why = "it was asked not to" if options.no_sandbox else refused
+            parser.error(f"--isa aarch64 needs the sandbox, which this kernel refuses: {why}")
+        if shutil.which(QEMU) is None:
+            parser.error(f"--isa aarch64 needs {QEMU}: apt-get install qemu-user-static")
+    return options
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -190,22 +206,34 @@ def main(argv: list[str] | None = None) -> int:
     root = options.root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     serial = options.serial or f"qhost-{soc}-{port}"
-    props = android.properties(soc, serial, options.time_factor, options.personality)
+    native = options.isa == "native"
+    props = android.properties(soc, serial, options.time_factor, options.personality, native=native)
     android.build_root(root, soc, props)
+    environment = dict(ENVIRONMENT)
+    programs = sandbox.host_programs()
+    if not native:
+        qemu = Path(shutil.which(QEMU) or QEMU).resolve()
+        environment["QHOST_EMULATOR"] = str(qemu)  # the bundle's launcher starts Python with it
+        if not any(qemu.is_relative_to(folder) for folder in programs):
+            programs.append(qemu.parent)
     refused = "it was asked not to" if options.no_sandbox else sandbox.supported()
     ready = {"port": port, "soc": soc, "serial": serial, "sandbox": not refused}
     if refused:
         log.warning("no sandbox (%s): commands come from a closed table", refused)
     else:
-        sandbox.enter(root, sandbox.host_programs(), _data_bytes(options))
+        sandbox.enter(root, programs, _data_bytes(options))
         root = Path("/")
     faults: list[Fault] = options.fault
     while True:
         os.environ.clear()
-        os.environ.update(ENVIRONMENT)
+        os.environ.update(environment)
 
         def serve(faults: list[Fault] = faults, ready: dict[str, object] = ready) -> int:
-            return asyncio.run(_serve(listener, root, soc, faults, ready, not refused))
+            if not native:
+                Hardware(root / TREE, soc, PERSONALITIES[options.personality]).start()
+            return asyncio.run(
+                _serve(listener, root, soc, faults, ready, environment if not refused else None)
+            )
 
         if refused:
             code = sandbox.boot_unconfined(serve)
@@ -236,14 +264,15 @@ async def _serve(
     soc: str,
     faults: list[Fault],
     ready: dict[str, object],
-    sandboxed: bool,
+    environment: dict[str, str] | None,
 ) -> NoReturn:
-    """One boot: ends the process, with REBOOT when another is due."""
+    """One boot: ends the process, with REBOOT when another is due. `environment` of its commands;
+    None where there is no sandbox to run them in."""
     device: Device
     resolve: files.Resolve
     runner: shell.Runner
-    if sandboxed:
-        runner = shell.ProcessRunner(ENVIRONMENT)
+    if environment is not None:
+        runner = shell.ProcessRunner(environment)
         resolve = files.direct
     else:
         runner = TableRunner(root)

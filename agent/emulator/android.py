@@ -26,6 +26,7 @@ _TOYBOX = """
     uname uniq uptime wc which xargs
 """
 PACKAGES = Path(__file__).parents[2]  # where the package `agent` lies
+QNN_TOOLS = ("qnn-net-run", "qnn-throughput-net-run")
 COMMANDS_FILE = Path("system/lib/android_commands.py")
 
 
@@ -41,9 +42,15 @@ BOARDS = {
 }
 
 
-def properties(soc: str, serial: str, time_factor: float, personality: str) -> dict[str, str]:
-    """The `getprop` list of an emulated `soc`; the last two are for the device model."""
+def properties(
+    soc: str, serial: str, time_factor: float, personality: str, *, native: bool = True
+) -> dict[str, str]:
+    """The `getprop` list of an emulated `soc`; the last two are for the device model.
+
+    `native`: it offers this machine's Python. Otherwise it has none, like a phone.
+    """
     part = soc.upper()
+    python = {"ro.qhost.python": sys.executable} if native else {}
     return {
         "ro.product.manufacturer": "qhost",
         "ro.product.model": f"{part} emulated",
@@ -62,7 +69,7 @@ def properties(soc: str, serial: str, time_factor: float, personality: str) -> d
         "ro.build.fingerprint": f"qhost/emulated/{soc}:15/QHOST.EMULATED/1:user/test-keys",
         "sys.boot_completed": "1",
         "ro.qhost.emulated": "1",
-        "ro.qhost.python": sys.executable,
+        **python,
         "ro.qhost.soc": soc,
         "ro.qhost.time_factor": f"{time_factor:g}",
         "ro.qhost.personality": personality,
@@ -104,9 +111,10 @@ def _system_bin(root: Path) -> None:
             ignore=shutil.ignore_patterns("__pycache__"),
             dirs_exist_ok=True,
         )
-    tool = bin_dir / "qnn-net-run"
-    tool.write_text(
-        f"#!/system/bin/sh\nPYTHONPATH=/{code.relative_to(root)} PYTHONDONTWRITEBYTECODE=1 "
-        f'exec {python} -P -m agent.emulator.android_qnn "$@"\n'
-    )
-    tool.chmod(0o755)
+    for name in QNN_TOOLS:
+        tool = bin_dir / name
+        tool.write_text(
+            f"#!/system/bin/sh\nPYTHONPATH=/{code.relative_to(root)} PYTHONDONTWRITEBYTECODE=1 "
+            f'exec {python} -P -m agent.emulator.android_qnn {name} "$@"\n'
+        )
+        tool.chmod(0o755)

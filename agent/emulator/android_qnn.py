@@ -1,12 +1,15 @@
-"""A stand-in for qnn-net-run on the emulated device: its command line, its files, our numerics.
+"""Stand-ins for qnn-net-run and qnn-throughput-net-run on the emulated device: their command
+lines, their files, our numerics.
 
-The command line and the layout of the output are those of the tool's public documentation; the
-model runs in Qualcomm's HTP emulator. No QAIRT SDK was met when this was written. Whatever it
-writes is stamped: execution_metadata.yaml says `emulated: true`, and so does its first line.
+Command lines and the layout of the output are those of the tools' public documentation; the model
+runs in Qualcomm's HTP emulator. No QAIRT SDK was met when this was written. Whatever they write is
+stamped: execution_metadata.yaml says `emulated: true`, and so does its first line.
 
-Unlike the real tool it needs the context's ONNX wrapper beside the binary (`<name>.onnx`, as in an
-artifact), because that is what the HTP emulator loads. Each distinct input runs once; repetitions
-replay it. It tells no time: the emulated device's time is the agent's.
+Unlike the real tools they need the context's ONNX wrapper beside the binary (`<name>.onnx`, as in
+an artifact), because that is what the HTP emulator loads. Each distinct input runs once;
+repetitions replay it. A device that has hardware of its own (agent.emulator.hardware) is told what
+to do and takes the time of its model, for which the artifact's manifest is needed; on any other
+the time is the agent's, and the tools tell none.
 """
 
 from __future__ import annotations
@@ -17,41 +20,56 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from agent.emulator.phone import emulated_phone
+from agent.emulator.hardware import SOCKET, run_on_hardware
+from agent.emulator.phone import Phone, emulated_phone
 from agent.errors import AgentError
 from agent.runtime import Array, Context
 from agent.runtime.ort_qnn import PERF_PROFILES, OrtQnnRuntime
 from agent.socs import SOCS
 
 STAMP = "emulated: true  # Qualcomm's HTP emulator on another machine; no figure here is measured"
+_CACHE = Path("/data/local/tmp/.emulated-outputs")
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
     "tensor(int8)": np.int8, "tensor(uint16)": np.uint16, "tensor(int16)": np.int16,
     "tensor(int32)": np.int32, "tensor(uint32)": np.uint32, "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
 }  # fmt: skip
+# The throughput tool's configuration: every key that it takes, and those it cannot do without.
+_BACKEND_KEYS = {
+    "backendName", "backendPath", "profilingLevel", "backendExtensions", "perfProfile"
+}  # fmt: skip
+_MODEL_KEYS = {
+    "modelName", "modelPath", "loadFromCachedBinary", "inputPath", "inputDataType", "outputPath",
+    "outputDataType", "saveOutput",
+}  # fmt: skip
+_THREAD_KEYS = {"threadName", "backend", "context", "model", "interval", "loopUnit", "loop"}
 
 
 class ToolError(Exception):
     """What the tool prints before it ends with code 1."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options = _options(argv)
+def main(tool: str, argv: Sequence[str]) -> int:
     try:
-        _run(options)
+        if tool == "qnn-throughput-net-run":
+            _throughput(_throughput_options(argv))
+        else:
+            _run(_options(argv))
     except (ToolError, OSError) as error:
-        sys.stderr.write(f"qnn-net-run (EMULATED): {error}\n")
+        sys.stderr.write(f"{tool} (EMULATED): {error}\n")
         return 1
     return 0
 
 
-def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="qnn-net-run", allow_abbrev=False, description=__doc__)
     parser.add_argument("--retrieve_context", type=Path, required=True)
     parser.add_argument("--backend", required=True)
@@ -71,13 +89,23 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _throughput_options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="qnn-throughput-net-run", allow_abbrev=False)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    return parser.parse_args(argv)
+
+
+def _phone() -> Phone:
     phone = emulated_phone(Path("/"))
     if phone is None:
         raise ToolError("this is the stand-in of an emulated device, and this is none")
-    soc_model = SOCS[phone.soc].soc_model
-    if not Path(options.backend).name == "libQnnHtp.so":
-        raise ToolError(f"only libQnnHtp.so is emulated, not {options.backend}")
+    return phone
+
+
+def _run(options: argparse.Namespace) -> None:
+    phone = _phone()
+    _check_backend(options.backend)
     if options.duration is not None or options.profiling_level:
         raise ToolError("the emulated tool tells no time: --duration and --profiling_level")
     if options.config_file:
@@ -86,20 +114,91 @@ def _run(options: argparse.Namespace) -> None:
     for path in (options.retrieve_context, wrapper):
         if not path.is_file():
             raise ToolError(f"no file {path}")
-    lines = [line.split() for line in options.input_list.read_text().splitlines()]
-    lines = [words for words in lines if words and not words[0].startswith(("#", "%"))]
-    if not lines:
-        raise ToolError(f"{options.input_list} lists no input")
+    lines = _input_lines(options.input_list)
+    count = options.num_inferences or len(lines)
+    context = Context(
+        wrapper,
+        options.retrieve_context,
+        "",
+        SOCS[phone.soc].soc_model,
+        options.perf_profile,
+    )
     runtime = OrtQnnRuntime(options.output_dir.with_suffix(".log"))
     try:
-        runtime.load(
-            Context(wrapper, options.retrieve_context, "", soc_model, options.perf_profile)
-        )
-        _infer(runtime, lines, options)
+        _infer(runtime, context, lines, count, options)
     except AgentError as error:
         raise ToolError(str(error)) from error
     finally:
         runtime.close()
+    _spend(phone, options.retrieve_context, options.perf_profile, count)
+
+
+def _throughput(options: argparse.Namespace) -> None:
+    """Times only: the real tool saves outputs on demand, which is not offered here."""
+    phone = _phone()
+    config = _read_json(options.config)
+    try:
+        (backend,) = config["backends"]
+        (model,) = config["models"]
+        (thread,) = config["testCase"]["threads"]
+        contexts = [entry["contextName"] for entry in config["contexts"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ToolError(f"{options.config} is no configuration: {error}") from None
+    for entry, keys in ((backend, _BACKEND_KEYS), (model, _MODEL_KEYS), (thread, _THREAD_KEYS)):
+        if set(entry) != keys:
+            raise ToolError(f"{options.config}: {sorted(set(entry) ^ keys)} missing or unknown")
+    names = (thread["backend"], thread["model"], thread["context"])
+    if names != (backend["backendName"], model["modelName"], *contexts):
+        raise ToolError(f"{options.config}: the thread names what is not there: {names}")
+    if (model["loadFromCachedBinary"], thread["loopUnit"], model["saveOutput"]) != (
+        True, "count", "NONE",
+    ):  # fmt: skip
+        raise ToolError("only counted loops over a cached binary, without outputs, are emulated")
+    _check_backend(backend["backendPath"])
+    _input_lines(Path(model["inputPath"]))
+    count = int(thread["loop"]) * int(config["testCase"]["iteration"])
+    answer = _spend(phone, Path(model["modelPath"]), backend["perfProfile"], count)
+    if answer is None:
+        raise ToolError("the emulated tool tells no time on this device")
+    options.output.write_text(json.dumps({"emulated": True, "note": STAMP, **answer}) + "\n")
+
+
+def _spend(phone: Phone, binary: Path, perf_profile: str, count: int) -> dict[str, Any] | None:
+    """Let the device's hardware work; None where the device has none."""
+    if not (phone.tree / SOCKET).exists():
+        return None
+    manifest = _read_json(binary.parents[2] / "manifest.json")
+    request = {
+        "binary": str(binary),
+        "model": manifest.get("device_model", {}).get(phone.soc),
+        "perf_profile": perf_profile,
+        "inferences": count,
+    }
+    try:
+        return run_on_hardware(phone.tree, request)
+    except RuntimeError as error:
+        raise ToolError(str(error)) from error
+
+
+def _check_backend(path: str) -> None:
+    if not Path(path).name == "libQnnHtp.so":
+        raise ToolError(f"only libQnnHtp.so is emulated, not {path}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ToolError(f"{path} is no JSON: {error}") from None
+    return content
+
+
+def _input_lines(path: Path) -> list[list[str]]:
+    lines = [line.split() for line in path.read_text().splitlines()]
+    lines = [words for words in lines if words and not words[0].startswith(("#", "%"))]
+    if not lines:
+        raise ToolError(f"{path} lists no input")
+    return lines
 
 
 def _check_config(path: Path) -> None:
@@ -111,29 +210,55 @@ def _check_config(path: Path) -> None:
         raise ToolError(f"{path} is no backend-extension configuration: {error}") from None
 
 
-def _infer(runtime: OrtQnnRuntime, lines: list[list[str]], options: argparse.Namespace) -> None:
-    wanted = runtime.inputs()
-    count = options.num_inferences or len(lines)
+def _infer(
+    runtime: OrtQnnRuntime,
+    context: Context,
+    lines: list[list[str]],
+    count: int,
+    options: argparse.Namespace,
+) -> None:
     kept = count if options.keep_num_outputs is None else min(count, options.keep_num_outputs)
     if options.output_dir.exists():
         shutil.rmtree(options.output_dir)
     options.output_dir.mkdir(parents=True)
-    known: dict[str, dict[str, Array]] = {}
     for index in range(kept):
         words = lines[index % len(lines)]
-        feed = _feed(words, wanted, native=options.use_native_input_files)
-        key = hashlib.sha256(b"".join(array.tobytes() for array in feed.values())).hexdigest()
-        if key not in known:
-            known[key] = runtime.outputs(feed)
+        outputs = _outputs(runtime, context, words, native=options.use_native_input_files)
         folder = options.output_dir / f"Result_{index}"
         folder.mkdir()
-        for name, array in known[key].items():
+        for name, array in outputs.items():
+            native = options.use_native_output_files and array.dtype != np.float32
             data = array if options.use_native_output_files else array.astype(np.float32)
-            (folder / f"{_file_name(name)}.raw").write_bytes(np.ascontiguousarray(data).tobytes())
+            stem = f"{_file_name(name)}_native" if native else _file_name(name)
+            (folder / f"{stem}.raw").write_bytes(np.ascontiguousarray(data).tobytes())
     (options.output_dir / "execution_metadata.yaml").write_text(
-        f"{STAMP}\ninferences: {count}\noutputs_kept: {kept}\n"
+        f"{STAMP}\ninferences_completed: {count}\noutputs_kept: {kept}\n"
         f"context: {options.retrieve_context.name}\nperf_profile: {options.perf_profile}\n"
     )
+
+
+def _outputs(
+    runtime: OrtQnnRuntime, context: Context, words: list[str], *, native: bool
+) -> Mapping[str, Array]:
+    """Of one line of the input list, computed once per context and content of its files."""
+    digest = hashlib.sha256(f"{native} {words}".encode())
+    for path in (context.binary, *(Path(word.rpartition(":=")[2]) for word in words)):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    cached = _CACHE / f"{digest.hexdigest()}.npz"
+    try:
+        with np.load(cached, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (FileNotFoundError, ValueError, zipfile.BadZipFile):
+        pass
+    if runtime.pid is None:
+        runtime.load(context)
+    outputs = runtime.outputs(_feed(words, runtime.inputs(), native=native))
+    cached.parent.mkdir(exist_ok=True)
+    tmp = cached.with_suffix(".tmp")
+    with tmp.open("wb") as out:
+        np.savez(out, **outputs)  # type: ignore[arg-type]
+    tmp.replace(cached)
+    return outputs
 
 
 def _feed(
@@ -165,4 +290,4 @@ def _file_name(tensor: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -11,13 +11,16 @@ TREE = Path("vendor/emulated")  # the sys/ and proc/ files that the device model
 
 @dataclass(frozen=True)
 class Phone:
-    """What the properties of an emulated device say. `tree` is where its sensors' files lie."""
+    """What the properties of an emulated device say. `tree` is where its sensors' files lie.
+    `native`: the agent runs on the emulating machine's Python, and the device model in the agent.
+    """
 
     soc: str
     serial: str
     build: str
     time_factor: float
     personality: str
+    native: bool
     tree: Path
 
 
@@ -36,5 +39,6 @@ def emulated_phone(device_root: Path) -> Phone | None:
         props["ro.build.id"],
         float(props["ro.qhost.time_factor"]),
         props["ro.qhost.personality"],
+        "ro.qhost.python" in props,
         device_root / TREE,
     )

@@ -88,6 +88,7 @@ class EmulatedPlatform:
             runtimes=[EmulatedRuntime.name],
             fingerprint={
                 **fingerprint.read(self._tree.root),
+                **fingerprint.of_package(),
                 "build": c.BUILD,
                 "perf_profiles": ",".join(c.PROFILE_CLOCK),
                 "personality": self._device.personality.name,

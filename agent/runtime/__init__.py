@@ -19,6 +19,15 @@ MAX_ITERATIONS = 4_000_000
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """An input or output of a context. `dtype`: as QNN stores it (float32, ufixed8, ...)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Context:
     """A compiled context on this device's disk, with what the emulated device needs to time it."""
 
@@ -29,6 +38,9 @@ class Context:
     perf_profile: str
     device_model: Mapping[str, Any] | None = None
     rpc_control_latency_us: int = 0  # 0: the runtime's own
+    rpc_polling_us: int = 0  # 0: the runtime's own
+    inputs: tuple[Tensor, ...] = ()  # as the context stores them; () where the manifest is silent
+    outputs: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,14 @@ class Block:
     window_method: str
 
 
+@dataclass(frozen=True)
+class RawProfile:
+    """QNN's profile as a file. `kind`: csv, or log where only the SDK's viewer can read it."""
+
+    data: bytes
+    kind: str
+
+
 class Runtime(Protocol):
     """One context at a time. Errors: BadArtifact, DeviceFailure, TimedOut, Killed, Cancelled."""
 
@@ -72,17 +92,25 @@ class Runtime(Protocol):
         ...
 
     def first_inference(self, feed: Feed) -> float:
-        """Seconds of the first inference after a load."""
+        """Seconds of the first inference after a load; nan where the runtime cannot tell it."""
         ...
 
     def run_block(self, feeds: list[Feed], limits: BlockLimits, stop: Stop) -> Block:
         """Inferences back to back, cycling through `feeds`. Ends early when `stop()` is true."""
         ...
 
-    def profile(self, context: Context, feeds: list[Feed], count: int) -> str:
-        """QNN's profile (CSV) of `count` inferences; nothing is loaded afterwards."""
+    def profile(self, context: Context, feeds: list[Feed], count: int) -> RawProfile:
+        """QNN's profile of `count` inferences; nothing is loaded afterwards."""
         ...
 
     def close(self) -> None:
         """Unload; the next load is cold. Harmless when nothing is loaded."""
+        ...
+
+
+class ChildRuntime(Runtime, Protocol):
+    """A runtime whose work is done in a process of its own."""
+
+    def kill(self) -> None:
+        """End the child now, from any thread; the call under way raises Killed."""
         ...

@@ -30,7 +30,17 @@ from agent.emulator.device import (
     inference_load,
 )
 from agent.errors import BadArtifact, BadRequest, DeviceFailure
-from agent.runtime import MAX_ITERATIONS, Array, Block, BlockLimits, Context, Feed, Loaded, Stop
+from agent.runtime import (
+    MAX_ITERATIONS,
+    Array,
+    Block,
+    BlockLimits,
+    Context,
+    Feed,
+    Loaded,
+    RawProfile,
+    Stop,
+)
 from agent.runtime.ort_qnn import OrtQnnRuntime
 
 # Parts of latency_us that wait for memory, not for the NPU's clock.
@@ -137,7 +147,7 @@ class EmulatedRuntime:
             window_method="per_iteration",
         )
 
-    def profile(self, context: Context, feeds: list[Feed], count: int) -> str:
+    def profile(self, context: Context, feeds: list[Feed], count: int) -> RawProfile:
         raise DeviceFailure(
             "an emulated device has no per-operator times: the HTP emulator's cycles are those of "
             "this machine"

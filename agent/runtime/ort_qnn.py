@@ -38,6 +38,7 @@ from agent.runtime import (
     Context,
     Feed,
     Loaded,
+    RawProfile,
     Stop,
 )
 from agent.runtime.loop import timed_loop
@@ -110,7 +111,7 @@ class OrtQnnRuntime:
         block: Block = self._call("run_block", [dict(f) for f in feeds], limits, stop=stop)
         return block
 
-    def profile(self, context: Context, feeds: list[Feed], count: int) -> str:
+    def profile(self, context: Context, feeds: list[Feed], count: int) -> RawProfile:
         self.close()
         self._start()
         try:
@@ -120,7 +121,7 @@ class OrtQnnRuntime:
             )  # fmt: skip
         finally:
             self.close()
-        return text
+        return RawProfile(text.encode(), "csv")
 
     def close(self) -> None:
         child, self._child = self._child, None

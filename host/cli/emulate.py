@@ -45,6 +45,13 @@ def register(app: typer.Typer) -> None:
         root: Annotated[
             Path | None, typer.Option(help="Keep the device's file system in this directory.")
         ] = None,
+        isa: Annotated[
+            str,
+            typer.Option(
+                help="native: the agent runs on this machine's Python. aarch64: as on a phone, "
+                "from the agent bundle and with the QNN tools, through qemu-user, in real time."
+            ),
+        ] = "native",
         sandbox: Annotated[
             bool, typer.Option(help="Run commands in namespaces; else from a closed table.")
         ] = True,
@@ -73,6 +80,7 @@ def register(app: typer.Typer) -> None:
                         data_mb=data_mb,
                         root=root / str(index) if root and count > 1 else root,
                         sandbox=sandbox,
+                        isa=isa,
                     )
                 )
                 how = "" if phone.sandboxed else ", commands from a closed table"

@@ -6,10 +6,12 @@ folder and nothing is installed.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,7 +38,7 @@ def pip_package(requirement: str, work: Path, *, sdist: bool = False) -> Path:
     with TemporaryDirectory(dir=work) as temporary:
         folder = Path(temporary)
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-        _run(
+        run_tool(
             [*pip, "--no-deps", *kind, "--dest", str(folder), requirement],
             f"Package {requirement} could not be fetched",
             f"See why: {Path(sys.executable).name} -m pip download --no-deps {requirement}",
@@ -76,10 +78,10 @@ def debian_package(name: str, probe: str, work: Path) -> Path:
         folder = Path(temporary)
         failed = f"Debian package {name} could not be fetched"
         hint = f"Install it: apt-get update && apt-get install {name}"
-        _run(["apt-get", "download", "--quiet", name], failed, hint, cwd=folder)
+        run_tool(["apt-get", "download", "--quiet", name], failed, hint, cwd=folder)
         archive = next(folder.glob("*.deb"))
         content = folder / "content"
-        _run(["dpkg", "-x", str(archive), str(content)], f"{archive.name} is damaged", hint)
+        run_tool(["dpkg", "-x", str(archive), str(content)], f"{archive.name} is damaged", hint)
         if not (content / probe).exists():
             raise UserError(f"Debian package {name} has no /{probe}.", "Another release of it?")
         content.rename(target)
@@ -94,9 +96,19 @@ def member(root: Path, path: str) -> Path:
     return found
 
 
-def _run(command: list[str], failed: str, hint: str, cwd: Path | None = None) -> None:
+def run_tool(
+    command: list[str],
+    failed: str,
+    hint: str,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run a command to its end. UserError: `failed`, the last error it printed, and `hint`."""
+    env = None if environment is None else {**os.environ, **environment}
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=cwd, env=env, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         raise UserError(f"{failed}: {command[0]} is not installed.", hint) from None
     if done.returncode != 0:
