@@ -19,6 +19,7 @@ import grpc
 from agent import fingerprint
 from agent.artifacts import ArtifactStore
 from agent.bench import CHARGER_GRACE_S, Bench
+from agent.emulator.constants import BASIS
 from agent.emulator.personalities import PERSONALITIES
 from agent.emulator.phone import emulated_phone
 from agent.emulator.platform import EmulatedPlatform
@@ -195,7 +196,8 @@ def _platform(options: argparse.Namespace, root: Path) -> Platform:
         device_root=options.device_root,
     )
     facts = fingerprint.of_folder(options.net_run)
-    return SiliconPlatform(identity, root, options.device_root, tools, facts)
+    basis = BASIS if phone else ""
+    return SiliconPlatform(identity, root, options.device_root, tools, facts, basis)
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

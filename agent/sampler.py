@@ -36,6 +36,7 @@ FLUSH_NS = 100_000_000
 FAST_READ_NS = 200_000
 FAST_HZ = 100.0  # channels that can be polled this often are tried in the fast loop
 _STOP_LIMIT_S = 5.0
+_START_LIMIT_S = 30.0  # an interpreter on a small core, with a cold disk
 # Slow nodes get this long for their first reading before a segment begins: a fuel gauge's read
 # can take a second.
 _FIRST_READ_S = 1.5
@@ -106,7 +107,7 @@ class SamplerProcess:
         self._thread = threading.Thread(target=self._receive, name="sampler", daemon=True)
         self._thread.start()
         # No phase begins before the first readings: a window must lie inside its samples.
-        if not self._first.wait(_STOP_LIMIT_S):
+        if not self._first.wait(_START_LIMIT_S):
             self.kill()
             raise DeviceFailure("the sampler's process does not start")
 

@@ -119,7 +119,8 @@ def android_properties() -> Run | None:
 class SiliconPlatform:
     """Platform protocol over the device that this process runs on.
 
-    `facts`: of the runtime, for the fingerprint.
+    `facts`: of the runtime, for the fingerprint. `basis`: what an emulated device's figures are
+    made of.
     """
 
     def __init__(
@@ -129,9 +130,11 @@ class SiliconPlatform:
         device_root: Path,
         runtime: ChildRuntime,
         facts: Mapping[str, str],
+        basis: str = "",
     ) -> None:
         self._identity = identity
         self._facts = facts
+        self._basis = basis or f"{_NOT_SILICON}: {identity.problem}"
         self._device_root = device_root
         run: Run | None = run_command if shutil.which("dumpsys") else None
         self._run = run
@@ -147,7 +150,7 @@ class SiliconPlatform:
         soc = SOCS[identity.soc]
         return pb.Description(
             substrate=pb.SILICON if identity.silicon else pb.EMULATED,
-            emulation_basis="" if identity.silicon else f"{_NOT_SILICON}: {identity.problem}",
+            emulation_basis="" if identity.silicon else self._basis,
             device=pb.DeviceIdentity(
                 serial=identity.serial,
                 model=identity.model,

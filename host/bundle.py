@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -322,9 +323,8 @@ def _debian_component(package: Path, root: Path, base: Path) -> Component:
     source = root / f"usr/{text}"
     (base / text).parent.mkdir(parents=True)
     shutil.copyfile(source.resolve(), base / text)
-    lines = source.read_text(errors="replace").splitlines()
-    named = {line.partition(":")[2].strip() for line in lines if line.startswith("License:")}
-    licence = ", ".join(sorted(filter(None, named))[:8]) or "see its text"
+    found = re.findall(r"^License: ?([\w.+-]+(?: (?:and|or) [\w.+-]+)*)$", source.read_text(), re.M)
+    licence = ", ".join(sorted(set(found))) or "see its text"
     return Component(name, version.replace("%3a", ":"), licence, "base", text)
 
 
@@ -340,7 +340,11 @@ def _unpack(wheel: Path, root: Path, layer: str) -> Component:
             part for name in archive.namelist() if (part := name.split("/")[0]).endswith("-info")
         }
         said = HeaderParser().parsestr(archive.read(f"{information}/METADATA").decode())
-        texts = [n for n in archive.namelist() if "licen" in n.lower() and "-info/" in n]
+        texts = [
+            name
+            for name in archive.namelist()
+            if "licen" in name.lower() and "-info/" in name and not name.endswith("/")
+        ]
     licence = said["License-Expression"] or (said["License"] or "see its text").splitlines()[0]
     text = texts[0] if texts else f"{information}/METADATA"
     return Component(said["Name"], said["Version"], licence, layer, text)

@@ -6,6 +6,7 @@ and neighbours, so they are not independent of each other.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -208,7 +209,12 @@ def _load_figures(data: RunData, provenance: Provenance) -> list[Figure]:
             "startup_warm_ms": data.load.warm_s,
             "first_inference_ms": data.load.first_inference_s,
         }
-        figures = [Figure(name, s * 1e3, "ms", provenance, 1) for name, s in times.items()]
+        figures = [
+            Figure(name, s * 1e3, "ms", provenance, 1)
+            if math.isfinite(s)
+            else _absent(name, provenance, "the runtime cannot tell it from the load")
+            for name, s in times.items()
+        ]
         if data.load.peak_memory_bytes:
             peaks.append(float(data.load.peak_memory_bytes))
     if peaks:

@@ -25,9 +25,10 @@ from pathlib import Path, PurePosixPath
 from host import install
 from host.adb import AdbDevice, AdbServer, binary
 from host.emulate import EmulatedPhone
+from host.layers import Layer
 
 
-def layer(folder: Path, size: int) -> install.Layer:
+def layer(folder: Path, size: int) -> Layer:
     """A layer of `size` bytes that do not compress."""
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
@@ -37,7 +38,7 @@ def layer(folder: Path, size: int) -> install.Layer:
     packed = gzip.compress(data.getvalue(), compresslevel=1, mtime=0)
     path = folder / "layer.tar.gz"
     path.write_bytes(packed)
-    return install.Layer("payload", hashlib.sha256(packed).hexdigest(), path)
+    return Layer("payload", hashlib.sha256(packed).hexdigest(), path)
 
 
 def median_s(action: Callable[[], object], rounds: int) -> float:

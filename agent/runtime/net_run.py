@@ -46,19 +46,23 @@ from agent.sensors.channel import read_text
 from agent.sensors.system import DmaBuffers
 
 _LOOK_S = 0.02
-_PILOT = 16  # inferences of the first guess at the latency
+_PILOT = 64  # inferences of the first guess at the latency
+_NOISE_NS = 50_000_000  # how much two starts of a tool may differ beside their own length
+_SLACK_NS = 2_000_000_000
 _LOG_BYTES = 4 << 20
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One finished process. `stopped`: it was ended because the caller wanted to stop."""
+    """One finished process. `stopped`, `overdue`: we ended it, because the caller wanted to stop,
+    or because it took longer than it may."""
 
     start_ns: int
     end_ns: int
     peak_memory_bytes: int
     stopped: bool
+    overdue: bool
 
     @property
     def ns(self) -> int:
@@ -149,32 +153,38 @@ class NetRunRuntime:
         context = self._loaded()
         self._write_inputs(context, feeds)
         self._timer = self._timer or self._choose_timer(context)
-        short = self._timed(context, 1, stop)
-        count = 1
-        run = short
+        run = short = self._timed(context, 1, stop)
+        count = _PILOT
         while not run.stopped:
-            count = self._next_count(limits, short.ns, count)
-            run = self._timed(context, count, stop)
-            latency_ns = (run.ns - short.ns) / (count - 1)
-            if run.stopped or latency_ns <= 0:
-                continue  # noise hides so little work: a longer run follows
+            if self._latency_ns:
+                count = self._count(limits, short.ns, count)
+            # An estimate that was far too low must not keep the device busy for minutes.
+            limit_ns = 2 * limits.max_ns + short.ns + _SLACK_NS
+            run = self._timed(context, count, stop, limit_ns)
+            if run.overdue:
+                self._latency_ns, count = run.ns / count, max(2, count // 4)
+                continue
+            worked_ns = run.ns - short.ns
+            latency_ns = worked_ns / (count - 1)
+            if worked_ns < short.ns + _NOISE_NS and latency_ns * count < limits.max_ns:
+                self._latency_ns, count = 0.0, min(count * 8, MAX_ITERATIONS)
+                continue  # the overhead's own noise would show in so short a difference
             self._latency_ns = latency_ns
-            overhead_ns = short.ns - latency_ns
-            inside = math.floor((count * latency_ns - overhead_ns) / latency_ns)
+            inside = math.floor(count - short.ns / latency_ns)
             enough = inside >= limits.min_inferences and inside * latency_ns >= limits.min_ns
             if enough or count * latency_ns >= limits.max_ns or count >= MAX_ITERATIONS:
                 return _block(run, max(1, min(inside, MAX_ITERATIONS)), latency_ns, self._timer)
         return Block(0, run.start_ns, run.end_ns, None, _method(self._timer))
 
-    def _next_count(self, limits: BlockLimits, overhead_ns: int, before: int) -> int:
-        """How many inferences fill the block and the overhead at both of its ends."""
+    def _count(self, limits: BlockLimits, overhead_ns: int, before: int) -> int:
+        """How many inferences fill the block and the overhead at both of its ends, as far as the
+        longest block has room."""
         latency_ns = self._latency_ns
-        if not latency_ns:
-            return max(_PILOT, before * 8)
         need_ns = max(limits.min_ns, limits.min_inferences * latency_ns) + overhead_ns
-        most = max(2, math.floor(limits.max_ns / latency_ns))
+        need_ns = max(need_ns, overhead_ns + 2 * _NOISE_NS)
         count = math.ceil(need_ns * 1.05 / latency_ns) + 2
-        return min(max(count, min(before + 1, most)), max(most, before + 1), MAX_ITERATIONS)
+        most = math.ceil((limits.max_ns + overhead_ns) / latency_ns) + 1
+        return max(2, min(count, most, MAX_ITERATIONS))
 
     def profile(self, context: Context, feeds: list[Feed], count: int) -> RawProfile:
         self._prepare(context)
@@ -202,26 +212,33 @@ class NetRunRuntime:
 
     # Running -----------------------------------------------------------------------------
 
-    def _timed(self, context: Context, count: int, stop: Stop) -> _Run:
+    def _timed(self, context: Context, count: int, stop: Stop, limit_ns: int = 0) -> _Run:
         if self._timer == qnn_tools.THROUGHPUT:
-            return self._throughput(context, count, stop)
-        return self._net_run(context, count, "a timed run", stop)
+            return self._throughput(context, count, stop, limit_ns)
+        return self._net_run(context, count, "a timed run", stop, limit_ns)
 
     def _net_run(
-        self, context: Context, count: int, what: str, stop: Stop = lambda: False, profile: str = ""
+        self,
+        context: Context,
+        count: int,
+        what: str,
+        stop: Stop = lambda: False,
+        limit_ns: int = 0,
+        profile: str = "",
     ) -> _Run:
         out = self._work / "out"
         shutil.rmtree(out, ignore_errors=True)
         command = qnn_tools.net_run(self._tools, context, "inputs.txt", "out", count, profile)
-        run = self._run(command, what, stop)
+        run = self._run(command, what, stop, limit_ns)
         self._refuse_stand_in(out / qnn_tools.METADATA)
         return run
 
-    def _throughput(self, context: Context, count: int, stop: Stop) -> _Run:
+    def _throughput(self, context: Context, count: int, stop: Stop, limit_ns: int = 0) -> _Run:
         config = qnn_tools.throughput_config(self._tools, context, "inputs.txt", count)
         self._write("throughput.json", config)
+        (self._work / "throughput-out.json").unlink(missing_ok=True)
         command = qnn_tools.throughput(self._tools, "throughput.json", "throughput-out.json")
-        run = self._run(command, "a timed run", stop)
+        run = self._run(command, "a timed run", stop, limit_ns)
         self._refuse_stand_in(self._work / "throughput-out.json")
         return run
 
@@ -233,8 +250,11 @@ class NetRunRuntime:
                 "no figure of theirs is measured"
             )
 
-    def _run(self, command: list[str], what: str, stop: Stop) -> _Run:
-        """Run a tool to its end. Raises DeviceFailure with its complaint, Killed, TimedOut."""
+    def _run(self, command: list[str], what: str, stop: Stop, limit_ns: int) -> _Run:
+        """Run a tool to its end, or for `limit_ns` (0: without a limit of the caller's).
+
+        Raises DeviceFailure with the tool's complaint, Killed, TimedOut.
+        """
         tool = Path(command[0]).name
         with self._log.open("ab") as log:
             log.write(f"\n$ {' '.join(command)}\n".encode())
@@ -254,21 +274,21 @@ class NetRunRuntime:
                 raise DeviceFailure(f"{tool} cannot be started: {error.strerror}") from error
             self._child = child
             try:
-                end_ns, peak, why = self._wait(child, start_ns, stop)
+                end_ns, peak, why = self._wait(child, start_ns, stop, limit_ns)
             finally:
                 self._child = None
         if why == "timeout":
             raise TimedOut(f"{tool} took longer than {self._timeout_s:.0f} s for {what}")
-        if child.returncode and why != "stop":
+        if child.returncode and not why:
             with self._log.open("rb") as written:
                 written.seek(offset)
                 said = written.read().decode(errors="replace")
             message = qnn_tools.explain(tool, child.returncode, said)
             raise (Killed if child.returncode == -9 else DeviceFailure)(f"{message} ({what})")
-        return _Run(start_ns, end_ns, peak, why == "stop")
+        return _Run(start_ns, end_ns, peak, why == "stop", why == "overdue")
 
     def _wait(
-        self, child: subprocess.Popen[bytes], start_ns: int, stop: Stop
+        self, child: subprocess.Popen[bytes], start_ns: int, stop: Stop, limit_ns: int
     ) -> tuple[int, int, str]:
         """(when it ended, its peak memory, why we ended it). A thread waits, for the exact time."""
         ended: list[int] = []
@@ -283,11 +303,14 @@ class NetRunRuntime:
         buffers = DmaBuffers(self._device_root, child.pid)
         peak, why = 0, ""
         while not done.wait(_LOOK_S):
+            elapsed_ns = time.monotonic_ns() - start_ns
             if not why and stop():
                 why = "stop"
-                child.kill()
-            elif not why and time.monotonic_ns() - start_ns > self._timeout_s * 1e9:
+            elif not why and elapsed_ns > self._timeout_s * 1e9:
                 why = "timeout"
+            elif not why and limit_ns and elapsed_ns > limit_ns:
+                why = "overdue"
+            if why:
                 child.kill()
             peak = max(peak, _resident(child.pid) + round(buffers.read() or 0.0))
         return ended[0], peak, why

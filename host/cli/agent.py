@@ -1,7 +1,9 @@
-"""`qhost agent`: the agent on a device: deploy, start, stop, status, logs, remove."""
+"""`qhost agent`: build its bundle; deploy, start, stop, look at and remove it on a device."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,10 +18,12 @@ DeviceOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     agent = typer.Typer(
-        help="The agent on a device: deploy, start, stop, status, logs, remove.",
+        help="The agent on a device: bundle, deploy, start, stop, status, logs, remove.",
         no_args_is_help=True,
     )
     app.add_typer(agent, name="agent")
+
+    agent.command("bundle")(make_bundle)
 
     @agent.command("deploy")
     def deploy(device: DeviceOption = "") -> None:
@@ -109,6 +113,36 @@ def register(app: typer.Typer) -> None:
         with lease.acquire(target):
             install.remove(target)
         print(f"{target.serial}: removed {lease.BASE}")
+
+
+def make_bundle(
+    target: Annotated[str, typer.Option(help="android-aarch64 or linux-aarch64.")],
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Where it goes (default: where deploy looks for it).")
+    ] = None,
+) -> None:
+    """Build the Python that runs the agent on a device, in layers named by their content."""
+    from host import bundle, config
+    from host.errors import unknown_name
+
+    if target not in bundle.TARGETS:
+        raise unknown_name("target", target, bundle.TARGETS)
+    cache = config.cache_dir(config.resolve()["cache_dir"].value)
+    folder = output_dir or bundle.default_folder(cache, target)
+    built = bundle.build(
+        bundle.TARGETS[target],
+        folder,
+        cache / "downloads" / "bundle",
+        lambda step: print(f"{step} ...", file=sys.stderr),
+    )
+    for layer in built.layers:
+        packed, unpacked = layer.archive.stat().st_size, built.unpacked_bytes[layer.name]
+        print(
+            f"{layer.name:<8} {layer.sha256[:12]}  {packed / 1e6:6.1f} MB packed, "
+            f"{unpacked / 1e6:6.1f} MB on the device"
+        )
+    print(f"{len(built.components)} components, their licences in {folder / 'LICENCES.txt'}")
+    print(folder)
 
 
 def _find(wanted: str) -> AdbDevice:

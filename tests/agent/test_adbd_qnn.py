@@ -61,7 +61,7 @@ def test_outputs_are_the_goldens_and_the_metadata_is_stamped(
     for index in range(3):
         assert (tmp_path / f"pulled/Result_{index}/y.raw").read_bytes() == pushed[index % 2]
     metadata = (tmp_path / "pulled/execution_metadata.yaml").read_text()
-    assert metadata.startswith("emulated: true") and "inferences: 3" in metadata
+    assert metadata.startswith("emulated: true") and "inferences_completed: 3" in metadata
     device.check(f"{COMMON} --num_inferences 5 --keep_num_outputs 1", timeout=120)
     assert device.check(f"ls {FOLDER}/out").split() == ["Result_0", "execution_metadata.yaml"]
 

@@ -12,6 +12,7 @@ import pytest
 
 from agent.artifacts import ArtifactStore
 from agent.bench import Bench
+from agent.runtime.ort_qnn import OrtQnnRuntime
 from agent.runtime.profile import parse_profile
 from agent.silicon import SiliconPlatform, identify
 from agent.spool import Spool
@@ -53,24 +54,41 @@ def test_a_board_is_silicon_when_everything_fits(tmp_path):
     assert found.silicon
 
 
+EMULATED_PHONE = (
+    "ro.qhost.emulated=1\nro.qhost.soc=sm8650\nro.serialno=E\n"
+    "ro.build.id=E\nro.qhost.time_factor=1\nro.qhost.personality=board"
+)
+
+
 @pytest.mark.parametrize(
-    ("changes", "cpu"),
+    ("changes", "cpu", "problem"),
     [
-        ({}, "x86_64"),
-        ({"dev/fastrpc-cdsp": None}, "aarch64"),
-        (
-            {
-                "system/build.prop": "ro.qhost.emulated=1\nro.qhost.soc=sm8650\nro.serialno=E\n"
-                "ro.build.id=E\nro.qhost.time_factor=1\nro.qhost.personality=board"
-            },
-            "aarch64",
-        ),
+        ({}, "x86_64", "processor is x86_64"),
+        ({"dev/fastrpc-cdsp": None}, "aarch64", "no device node of the DSP"),
+        ({"system/build.prop": EMULATED_PHONE}, "aarch64", "an emulated device"),
     ],
 )
-def test_one_thing_amiss_and_it_is_no_silicon(tmp_path, changes, cpu):
+def test_one_thing_amiss_and_it_is_no_silicon(tmp_path, changes, cpu, problem):
     found = identify(board(tmp_path, **changes), cpu)
     assert found is not None
-    assert not found.silicon
+    assert not found.silicon and problem in found.problem
+
+
+def properties(**values: str):
+    """getprop of an Android device."""
+    props = {"ro.serialno": "R5C", "ro.product.model": "Phone", "ro.build.fingerprint": "a/b:15"}
+    return lambda argv: (props | values).get(argv[1], "") + "\n"
+
+
+def test_an_android_phone_says_what_it_is_by_its_properties(tmp_path):
+    root = board(tmp_path, **{"dev/fastrpc-cdsp": None, "dev/adsprpc-smd": ""})
+    found = identify(root, "aarch64", properties())
+    assert found is not None and found.silicon
+    assert (found.os, found.serial, found.model, found.build) == (
+        "android", "R5C", "Phone", "a/b:15",
+    )  # fmt: skip
+    emulator = identify(root, "aarch64", properties(**{"ro.kernel.qemu": "1"}))
+    assert emulator is not None and "Android's own emulator" in emulator.problem
 
 
 @pytest.mark.parametrize("soc_id", ["0", "321", "x", None])
@@ -88,6 +106,8 @@ def test_the_agent_does_not_start_where_there_is_no_device(tmp_path):
         capture_output=True, text=True, timeout=30,
     )  # fmt: skip
     assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "no inference on this sm8650: its processor is x86_64, not aarch64" in done.stderr
     assert "--emulate" in done.stderr
 
 
@@ -100,7 +120,8 @@ def here(tmp_path, artifact_files):
     identity = identify(board(tmp_path / "device"))
     assert identity is not None
     root = tmp_path / "root"
-    platform = SiliconPlatform(identity, root, tmp_path / "device")
+    runtime = OrtQnnRuntime(root / "log", device_root=tmp_path / "device")
+    platform = SiliconPlatform(identity, root, tmp_path / "device", runtime, {"qairt": "2.51"})
     store = ArtifactStore(root / "artifacts")
     for name, content in artifact_files.items():
         path = root / "artifacts" / SHA / name
@@ -129,7 +150,8 @@ def until_ended(spool: Spool, count: int) -> list[pb.Batch]:
 def test_without_silicon_the_description_can_only_say_emulated(here):
     description = here[0].description()
     assert description.substrate == pb.EMULATED
-    assert "HTP emulator" in description.emulation_basis
+    assert "its processor is x86_64, not aarch64" in description.emulation_basis
+    assert description.fingerprint["qairt"] == "2.51"
 
 
 def test_a_block_on_this_machines_clock_with_the_real_sampler(

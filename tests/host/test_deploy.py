@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from host import deploy, install, lease
+from host import layers as archives
 from host.adb import AdbDevice, AdbServer, identify
 from host.cli import main
 from host.client import AgentClient
@@ -51,7 +52,7 @@ def device(server: AdbServer) -> Iterator[AdbDevice]:
         server.disconnect(phone.serial)
 
 
-def layer_of(folder: Path, name: str, size: int) -> install.Layer:
+def layer_of(folder: Path, name: str, size: int) -> archives.Layer:
     import gzip
     import hashlib
     import io
@@ -65,13 +66,13 @@ def layer_of(folder: Path, name: str, size: int) -> install.Layer:
     packed = gzip.compress(data.getvalue(), mtime=0)
     path = folder / f"{name}.tar.gz"
     path.write_bytes(packed)
-    return install.Layer(name, hashlib.sha256(packed).hexdigest(), path)
+    return archives.Layer(name, hashlib.sha256(packed).hexdigest(), path)
 
 
 def test_a_second_deploy_pushes_nothing_and_a_change_only_its_layer(
     device: AdbDevice, tmp_path: Path
 ) -> None:
-    big, agent = layer_of(tmp_path, "base", 2_000_000), install.agent_layer(tmp_path)
+    big, agent = layer_of(tmp_path, "base", 2_000_000), archives.agent_layer(tmp_path)
     first = install.install(device, [big, agent])
     assert first.pushed == (big, agent)
     assert install.install(device, [big, agent]).pushed == ()
@@ -87,16 +88,16 @@ def test_a_second_deploy_pushes_nothing_and_a_change_only_its_layer(
 def test_the_agent_layer_depends_on_the_code_alone(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    one, two = install.agent_layer(tmp_path / "a"), install.agent_layer(tmp_path / "b")
+    one, two = archives.agent_layer(tmp_path / "a"), archives.agent_layer(tmp_path / "b")
     assert one.archive.read_bytes() == two.archive.read_bytes()
 
 
 def test_a_damaged_layer_is_not_installed(device: AdbDevice, tmp_path: Path) -> None:
     layer = layer_of(tmp_path, "torn", 5000)
-    damaged = install.Layer(layer.name, "0" * 64, layer.archive)
+    damaged = archives.Layer(layer.name, "0" * 64, layer.archive)
     with pytest.raises(DeviceError, match="arrived damaged"):
         install.install(device, [damaged])
-    assert damaged.directory.name not in device.check(f"ls {install.LAYERS}")
+    assert damaged.directory.name not in device.check(f"ls {archives.LAYERS}")
     assert device.check(f"ls {install.INCOMING}").split() == []
 
 
