@@ -165,15 +165,15 @@ class NetRunRuntime:
                 self._latency_ns, count = run.ns / count, max(2, count // 4)
                 continue
             worked_ns = run.ns - short.ns
-            latency_ns = worked_ns / (count - 1)
-            if worked_ns < short.ns + _NOISE_NS and latency_ns * count < limits.max_ns:
+            if worked_ns < short.ns + _NOISE_NS and run.ns < limits.max_ns:
                 self._latency_ns, count = 0.0, min(count * 8, MAX_ITERATIONS)
                 continue  # the overhead's own noise would show in so short a difference
-            self._latency_ns = latency_ns
-            inside = math.floor(count - short.ns / latency_ns)
-            enough = inside >= limits.min_inferences and inside * latency_ns >= limits.min_ns
-            if enough or count * latency_ns >= limits.max_ns or count >= MAX_ITERATIONS:
-                return _block(run, max(1, min(inside, MAX_ITERATIONS)), latency_ns, self._timer)
+            self._latency_ns = max(1.0, worked_ns / (count - 1))
+            block = two_lengths(short.ns, (run.start_ns, run.end_ns), count, self._timer)
+            length_ns = block.t_last_ns - block.t_first_ns
+            enough = block.inferences >= limits.min_inferences and length_ns >= limits.min_ns
+            if enough or run.ns - short.ns >= limits.max_ns or count >= MAX_ITERATIONS:
+                return block
         return Block(0, run.start_ns, run.end_ns, None, _method(self._timer))
 
     def _count(self, limits: BlockLimits, overhead_ns: int, before: int) -> int:
@@ -330,11 +330,18 @@ class NetRunRuntime:
         (self._work / "inputs.txt").write_text("".join(lines))
 
 
-def _block(run: _Run, inferences: int, latency_ns: float, timer: str) -> Block:
-    """The middle of the long run, as long as `inferences` take."""
-    length = inferences * latency_ns
-    first = round(run.start_ns + (run.ns - length) / 2)
-    return Block(inferences, first, round(first + length), None, _method(timer))
+def two_lengths(short_ns: int, long: tuple[int, int], count: int, timer: str) -> Block:
+    """The block that a run of one inference and one of `count` make (see the module's top).
+
+    `short_ns`: length of the first; `long`: start and end of the second.
+    """
+    start_ns, end_ns = long
+    latency_ns = max(1.0, (end_ns - start_ns - short_ns) / (count - 1))
+    overhead_ns = max(0.0, short_ns - latency_ns)
+    inside = max(1, min(math.floor(count - overhead_ns / latency_ns), count, MAX_ITERATIONS))
+    length_ns = inside * latency_ns
+    first = round((start_ns + end_ns - length_ns) / 2)
+    return Block(inside, first, round(first + length_ns), None, _method(timer))
 
 
 def _method(timer: str) -> str:
