@@ -458,8 +458,18 @@ def find_device(wanted: str, server: AdbServer | None = None) -> AdbDevice:
     for device in devices:
         if device.ready and device.soc == wanted:
             return device
-    seen = ", ".join(f"{d.serial} ({d.soc or d.state})" for d in devices) or "nothing"
+    seen = ", ".join(f"{d.serial} ({d.soc or d.state})" for d in devices)
+    if devices and not wanted:
+        raise DeviceError("Which device?", f"adb sees {seen}; name one with --device.")
+    what = f"No device {wanted}" if wanted else "No device"
     raise DeviceError(
-        f"No device {wanted} is attached." if wanted else "Which device?",
-        f"adb sees {seen}; name one with --device.",
+        f"{what} is attached.",
+        f"{attach_hint(wanted)}; adb sees {seen}." if seen else f"{attach_hint(wanted)}.",
     )
+
+
+def attach_hint(wanted: str) -> str:
+    """How a device that adb does not see becomes one that it sees."""
+    if _NETWORK_SERIAL.match(wanted):
+        return f"Connect it: adb connect {wanted}"
+    return "Plug it in and allow USB debugging on it"

@@ -271,11 +271,13 @@ def open_device(target: Target, *, time_factor: float | None = None) -> DeviceSe
 
 def no_device(target: Target, attached: Sequence[str]) -> UserError:
     """The error for a target that no attached device meets."""
+    from host.adb import attach_hint  # adbutils takes a while; --mock goes without
+
     wanted = " for " + (target.serial or target.soc) if target.serial or target.soc else ""
     listing = "attached: " + "; ".join(attached) if attached else "nothing is attached"
     soc = target.soc or DEFAULT_SOC
     return UserError(
         f"No device{wanted}: {listing}.",
-        f"Attach one (qhost doctor tells what is missing), or run on an emulated one: "
-        f"--device {soc} --mock.",
+        f"{attach_hint(target.serial)} (qhost doctor tells what is missing), or run on an emulated "
+        f"one: --device {soc} --mock.",
     )

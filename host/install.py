@@ -178,7 +178,7 @@ def require_supported(device: AdbDevice) -> None:
         abi, need = device.check("uname -m").strip(), "aarch64"
     if abi != need:
         raise DeviceError(
-            f"{device.serial} is a {abi or 'nameless'} device; the agent needs {need}.",
+            f"{device.serial} is built for {abi or 'nothing known'}, the agent for {need}.",
             "Use a 64-bit Snapdragon with a Hexagon v68 or later.",
         )
 

@@ -4,8 +4,9 @@
 
 Each run is `qhost bench` on a device of its own while a fault strikes at a random moment. Checked:
 a run that reports success has every block once, and in every timed window every sample once; any
-other run is a row with a failure class and a message; nothing hangs past its limit; afterwards
-neither the host nor the device has a process left. Exit 1 when one of these does not hold.
+other run is a row with a failure class and a message, also where the device was gone before there
+was a session; nothing hangs past its limit; afterwards neither the host nor the device has a
+process left. Exit 1 when one of these does not hold.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ RUN_LIMIT_S = 180.0
 OPENING_SHARE = 0.25
 OPENING_S = 4.0
 SEGMENTS = 7  # the check and six blocks
+MARK = "QHOST_FAULT_RUN"  # in the environment of every process that a run starts
+ORPHAN_GRACE_S = 5.0
 RETURN_TIMEOUT_S = 8.0  # the devices here come back within 3 s or never
 KINDS = (
     "none", "drop", "freeze", "freeze-short", "reboot", "refuse-push", "full-disk", "slow-usb",
@@ -57,7 +60,7 @@ class Outcome:
     seed: int
     fault: str
     moment: str
-    status: str  # of the run's row; error: the bench ended before it had one
+    status: str  # of the run's row
     message: str
     seconds: float
     problems: tuple[str, ...]
@@ -103,7 +106,8 @@ def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:
     if kind == "refuse-push":
         after, delay_s = 0, 0.0  # what is pushed is pushed in the beginning
     started = time.monotonic()
-    status, message, problems = "error", "", []
+    os.environ[MARK] = mark = f"{os.getpid()}-{seed}-{time.monotonic_ns()}"
+    problems: list[str] = []
     with EmulatedPhone(SOC, time_factor=TIME_FACTOR, data_mb=DATA_MB) as phone:
         server.connect(phone.serial)
         device = AdbDevice(phone.serial, "device", emulated=True, server=server)
@@ -120,20 +124,19 @@ def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:
         striker = _Striker(strike, after, delay_s)
         db_path = folder / f"{seed}.duckdb"
         try:
-            outcome = _bench(phone.serial, db_path, folder, striker)
-            run_id, run_status = next(iter(outcome.items()))
-            status = run_status.value
-            message, problems = _check(db_path, run_id, run_status)
-        except DeviceError as error:
-            # The device was gone before there was a session: one line, exit 5.
-            message = error.message
+            _bench(phone.serial, db_path, folder, striker)
+        except DeviceError:
+            pass  # the device was gone before there was a session; the row says so
         finally:
             striker.stop()
-        problems += _left_on(device)
+        status, message, found = _check(db_path)
+        problems += [*found, *_left_on(device)]
         group = phone.process.pid
         server.disconnect(phone.serial)
     if left := _members(group):
         problems.append(f"processes {left} outlive the emulated device")
+    if orphans := _marked(mark):
+        problems.append(f"processes {orphans} outlive the bench")
     seconds = time.monotonic() - started
     if kind == "none" and status != "ok":
         problems.append("failed without a fault")
@@ -141,7 +144,7 @@ def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:
     return Outcome(seed, text, moment, status, message, seconds, tuple(problems))
 
 
-def _bench(serial: str, db_path: Path, folder: Path, events: BenchEvents) -> dict[str, RunStatus]:
+def _bench(serial: str, db_path: Path, folder: Path, events: BenchEvents) -> None:
     config = resolve_bench(
         {
             "device": serial,
@@ -159,19 +162,23 @@ def _bench(serial: str, db_path: Path, folder: Path, events: BenchEvents) -> dic
         resume=False,
         input_shapes=[],
     )
-    return run_bench(config, events).statuses
+    run_bench(config, events)
 
 
-def _check(db_path: Path, run_id: str, status: RunStatus) -> tuple[str, list[str]]:
+def _check(db_path: Path) -> tuple[str, str, list[str]]:
+    """Status and message of the one run in the database, and what is wrong with it."""
     problems: list[str] = []
     with Store.open(db_path) as store:
-        data = store.run_data(run_id)
-        row = next(r for r in store.runs_of(run_id.rpartition("-")[0]) if r.run_id == run_id)
+        rows = [run for session in store.sessions() for run in store.runs_of(session.session_id)]
+        if len(rows) != 1:
+            return "none", "", [f"{len(rows)} rows instead of one"]
+        (row,) = rows
+        data = store.run_data(row.run_id)
         message = str(row.message or "")
-    if status is RunStatus.FAILED and not (row.failure_class and message):
-        problems.append("a failed row without class or message")
-    if status is not RunStatus.OK:
-        return message, problems
+    if row.status is not RunStatus.OK:
+        if row.status is not RunStatus.FAILED or not (row.failure_class and message):
+            problems.append("neither ok nor a failed row with class and message")
+        return f"{row.status.value} {row.failure_class or ''}", message, problems
     indices = sorted(block.block_index for block in data.blocks)
     if indices != list(range(get_profile("rapid", emulated=True).blocks)):
         problems.append(f"blocks {indices}")
@@ -185,7 +192,7 @@ def _check(db_path: Path, run_id: str, status: RunStatus) -> tuple[str, list[str
         if not np.isin(twice, borders).all():
             problems.append(f"channel {channel}: a sample twice")
     problems += _gaps(data.samples[1].t_ns, [m for m in data.marks if m.phase == "timed"])
-    return message, problems
+    return row.status.value, message, problems
 
 
 def _gaps(times: np.ndarray, windows: Sequence[object]) -> list[str]:
@@ -223,6 +230,27 @@ def _members(session: int) -> list[int]:
     return found
 
 
+def _marked(mark: str) -> list[str]:
+    """Processes that the bench started and that are still there a moment after its end.
+
+    adb's server, which a bench starts where none runs, serves the next one, too.
+    """
+    deadline = time.monotonic() + ORPHAN_GRACE_S
+    while True:
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                mine = f"{MARK}={mark}".encode() in (entry / "environ").read_bytes()
+                name = (entry / "comm").read_text().strip()
+            except OSError:
+                continue
+            if mine and name != "adb" and int(entry.name) != os.getpid():
+                found.append(f"{entry.name} {name}")
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=50)
@@ -245,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 faulthandler.cancel_dump_traceback_later()
                 outcomes.append(outcome)
                 print(
-                    f"{seed:3d} {outcome.fault:22} {outcome.moment}: {outcome.status:6}"
+                    f"{seed:3d} {outcome.fault:22} {outcome.moment}: {outcome.status:19}"
                     f" {outcome.seconds:5.1f} s {outcome.message} {'; '.join(outcome.problems)}",
                     flush=True,
                 )

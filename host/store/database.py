@@ -102,11 +102,14 @@ class Store(Queries):
         """Records a session.
 
         A database holds sessions of real devices or of emulated ones; `allow_mixed` (the user
-        named the file with --db-path) lifts that. Raises UserError otherwise.
+        named the file with --db-path) lifts that. Raises UserError otherwise. Sessions that
+        never had a device, because it could not be opened, count for neither.
         """
         if not allow_mixed:
             other = self._value(
-                "SELECT count(*) FROM sessions WHERE emulated <> ?", [session.emulated]
+                "SELECT count(*) FROM sessions SEMI JOIN devices USING (session_id) "
+                "WHERE emulated <> ?",
+                [session.emulated],
             )
             if other:
                 here, new = ("real", "emulated") if session.emulated else ("emulated", "real")

@@ -8,6 +8,8 @@ import pytest
 from host.bench import run as bench_run
 from host.cli import main
 from host.errors import DeviceError, FailureClass, UserError
+from host.store import Store, new_session_id
+from host.store.rows import DeviceRow, SessionRow
 
 
 @pytest.fixture
@@ -36,6 +38,19 @@ def test_every_job_is_a_failed_row_with_class_and_reason(here, monkeypatch, caps
         ).fetchall()
     why = "The device could not be opened: it went away"
     assert rows == [(v, "R5CX", "failed", "TIMEOUT", why) for v in ("fp16", "int8")]
+
+
+def test_it_does_not_make_the_database_one_of_real_devices(here, monkeypatch):
+    """An emulated device that is offline cannot say that it is emulated."""
+    refuse(monkeypatch, DeviceError("offline"))
+    assert main(["bench", "--device", "127.0.0.1:6561", "--methods", "int8"]) == 5
+    with Store.open(here / "qhost.duckdb") as store:
+        session = SessionRow(new_session_id(), "f", True, "rapid", 0)
+        store.new_session(session)
+        device = DeviceRow(session.session_id, "s", "emulated:sm8650", "sm8650", True, "{}")
+        store.add_device(device)
+        with pytest.raises(UserError, match=r"holds 1 session\(s\) of emulated devices"):
+            store.new_session(SessionRow(new_session_id(), "f", False, "rapid", 0))
 
 
 def test_no_device_at_all_leaves_no_database(here, monkeypatch):

@@ -107,7 +107,7 @@ def test_a_device_of_another_architecture_is_refused(device: AdbDevice) -> None:
             return "armeabi-v7a"
 
     other = Other(device.serial, "device", emulated=True, server=device.server)
-    with pytest.raises(DeviceError, match=r"is a armeabi-v7a device; the agent needs arm64-v8a"):
+    with pytest.raises(DeviceError, match=r"is built for armeabi-v7a, the agent for arm64"):
         deploy.deploy(other)
 
 
