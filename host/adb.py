@@ -351,7 +351,9 @@ class AdbDevice:
         limit = timeout or PUSH_BASE_S + size / PUSH_MIN_BYTES_PER_S
         code, text = self.server.run(verb, source, target, serial=self.serial, timeout=limit)
         if code:
-            raise explain(self.serial, _last_line(text))
+            # The summary ("1 file pushed") may come after the error.
+            errors = [line for line in text.splitlines() if "error" in line]
+            raise explain(self.serial, _last_line("\n".join(errors) or text))
 
     def forward(self, remote: str) -> int:
         """Forward a free loopback port of the host to `remote`; the port that adb chose."""

@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -118,6 +118,21 @@ def test_a_silent_server_is_a_timeout_and_not_a_hang() -> None:
 def test_what_adb_prints_is_explained(text: str, expected: str) -> None:
     error = explain("X", text)
     assert expected in error.message and error.hint
+
+
+def test_the_error_counts_and_not_the_summary_behind_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A small file is on its way as a whole before the device says no."""
+    tool = tmp_path / "adb"
+    tool.write_text(
+        '#!/bin/sh\necho "adb: error: failed to copy: remote No space left on device"\n'
+        "echo 'big: 1 file pushed, 0 skipped. 685.9 MB/s'\nexit 1\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setattr(adb, "binary", lambda: str(tool))
+    with pytest.raises(DeviceError, match="No space is left on X"):
+        AdbDevice("X", "device").push(tool, PurePosixPath("/data/local/tmp/a"))
 
 
 @pytest.fixture(scope="module")
