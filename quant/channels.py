@@ -227,8 +227,7 @@ def _rebuild(
             _set(initializers[layer.bias], bias)
     _resize(graph.graph, groups, outputs)
     model = wrap(graph, state.model.name)
-    plan = QuantPlan(tensors, codes, state.plan.converted)
-    plan = plan_biases(model, plan).updated({}, codes)
+    plan = plan_biases(model, QuantPlan(tensors, codes, state.plan.converted))
     return with_layers(replace(state, model=model, plan=plan))
 
 

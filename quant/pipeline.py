@@ -56,7 +56,12 @@ def run(state: Quantized, task: Task, options: Pipeline) -> Quantized:
     if options.smooth and options.optimize_for != "general":
         model = transformer.prepare(model, task)
     if options.equalize:
-        model = equalize(model, task)
+        model = equalize(
+            model,
+            task,
+            weight_bits=options.weight_bits,
+            activation_bits=options.activation_bits,
+        )
     tamed = tame(model, task)
     refined = Refined(tamed.model)
     if options.level >= 1:

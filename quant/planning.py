@@ -189,9 +189,10 @@ def plan_biases(model: Model, plan: QuantPlan) -> QuantPlan:
 
     A nearly dead channel has a tiny weight scale, against which an ordinary bias overflows 32
     bits: its weight scale is raised to |bias| / (input scale x 2**30). The weights lose nothing:
-    they are far below one step of what the bias adds.
+    they are far below one step of what the bias adds. Chosen codes follow the scale.
     """
     tensors: dict[str, Encoding] = {}
+    codes: dict[str, Array] = {}
     for use in initializer_uses(model.ir.graph):
         if use.role != "bias":
             continue
@@ -212,10 +213,13 @@ def plan_biases(model: Model, plan: QuantPlan) -> QuantPlan:
             floor = floor if weight.axis is not None else floor.max(initial=0.0)
             raised = np.maximum(weight.scale, np.asarray(floor, np.float32))
             if not np.array_equal(raised, weight.scale):
+                name, old = name_of(weight_value), weight
                 weight = replace(weight, scale=raised.astype(np.float32))
-                tensors[name_of(weight_value)] = weight
+                tensors[name] = weight
+                if name in plan.codes:
+                    codes[name] = weight.quantize(old.dequantize(plan.codes[name]))
         tensors[name_of(use.value)] = bias_encoding(activation.scale, weight)
-    return plan.updated(tensors)
+    return plan.updated(tensors, codes)
 
 
 __all__ = [

@@ -166,13 +166,15 @@ def with_codes(
     biased = replace_weights(state.model, biases) if biases else state.model
     final = plan_biases(biased, plan.updated({}, integers))
     # A nearly dead channel may have its scale raised for its bias: its codes follow.
-    for name in [n for n in integers if n not in final.codes]:
+    for name in [n for n in integers if final.tensors[n] is not plan.tensors[n]]:
         old, new = plan.tensors[name], final.tensors[name]
+        levels = state.codebooks.get(name)
+        if levels is None:
+            integers[name] = final.codes[name]
+            continue
         shape = integers[name].shape
         target = integers[name] * (scale_of(old, shape) / scale_of(new, shape))
-        levels = state.codebooks.get(name)
-        moved = np.rint(target) if levels is None else nearest(levels, target)
-        integers[name] = moved.astype(new.numpy_dtype)
+        integers[name] = nearest(levels, target).astype(new.numpy_dtype)
     final = final.updated({}, integers)
     stored = {n: final.tensors[n].dequantize(q) for n, q in integers.items()}
     report = with_layers(replace(state, model=biased, plan=final))

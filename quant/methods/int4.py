@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from quant import calibrate
 from quant.errors import UserError
-from quant.methods.base import Method, Quantized
+from quant.methods.base import (
+    CALIBRATION_METHOD_HELP,
+    OPTIMIZE_FOR_HELP,
+    PERCENTILE_HELP,
+    Method,
+    Quantized,
+    option,
+)
 from quant.methods.int8 import check_activation_bits
 from quant.pipeline import Pipeline, check_target, run
 from quant.task import Task
@@ -20,12 +27,16 @@ class Int4Options:
     costs most output error per byte (early and depthwise layers); 0 puts every layer at 4.
     """
 
-    activation_bits: int = 16
-    calibration_method: str = "min-max"
-    percentile: float = calibrate.DEFAULT_PERCENTILE
-    optimize_for: str = "hexagon"
-    block_size: int = 0
-    keep_8bit_share: float = 0.1
+    activation_bits: int = option(16, "Width of activations: 16 or 8.")
+    calibration_method: str = option("min-max", CALIBRATION_METHOD_HELP)
+    percentile: float = option(calibrate.DEFAULT_PERCENTILE, PERCENTILE_HELP)
+    optimize_for: str = option("hexagon", OPTIMIZE_FOR_HELP)
+    block_size: int = option(
+        0, "0: one scale per output channel; 16, 32, 64 ...: one per so many inputs (MatMul, Gemm)."
+    )
+    keep_8bit_share: float = option(
+        0.1, "Share of the weights that may stay at 8 bits, the costliest to round; 0: none."
+    )
 
     def __post_init__(self) -> None:
         check_activation_bits(self.activation_bits)
@@ -55,6 +66,7 @@ def apply(state: Quantized, task: Task, options: Int4Options) -> Quantized:
             optimize_for=options.optimize_for,
             block_size=options.block_size,
             level=3,
+            equalize=True,
             keep_share=options.keep_8bit_share,
         ),
     )

@@ -1,9 +1,8 @@
 """per-channel: 8-bit weights per output channel with optimisation levels.
 
 Level 0 rounds to nearest on calibrated ranges; 1 adds a range search weighted by the inputs and
-bias correction; 2 adds smoothing (the rewrites of quant.transformer) and second-order rounding of
-convolutions; 3 adds second-order rounding of every layer. Equalisation of convolutions is
-asked for by activation_method=per-channel.
+bias correction; 2 adds equalisation, smoothing (the rewrites of quant.transformer) and second-order
+rounding of convolutions; 3 adds second-order rounding of every layer.
 """
 
 from __future__ import annotations
@@ -12,7 +11,14 @@ from dataclasses import dataclass
 
 from quant import calibrate
 from quant.errors import UserError, unknown_name
-from quant.methods.base import Method, Quantized
+from quant.methods.base import (
+    CALIBRATION_METHOD_HELP,
+    OPTIMIZE_FOR_HELP,
+    PERCENTILE_HELP,
+    Method,
+    Quantized,
+    option,
+)
 from quant.methods.int8 import check_activation_bits
 from quant.pipeline import Pipeline, check_target, run
 from quant.task import Task
@@ -22,22 +28,30 @@ GRANULARITIES = ("per-tensor", "per-channel")
 
 @dataclass(frozen=True)
 class PerChannelOptions:
-    """weight_method, activation_method: per-tensor or per-channel.
-
-    Per-channel activations do not exist on HTP: the channels' scales are folded into the
-    neighbouring weights. optimize_zero_points: search both ends of each activation's range for
-    the least squared error, instead of its minimum and maximum. optimization_level: 0 to 3.
+    """Per-channel activations do not exist on HTP: the channels' scales are folded into the weights
+    around them, which levels 2 and 3 do by themselves.
     """
 
-    weight_method: str = "per-channel"
-    activation_method: str = "per-tensor"
-    optimize_zero_points: bool = False
-    optimization_level: int = 2
-    activation_bits: int = 8
-    weight_bits: int = 8
-    calibration_method: str = "min-max"
-    percentile: float = calibrate.DEFAULT_PERCENTILE
-    optimize_for: str = "hexagon"
+    weight_method: str = option(
+        "per-channel", "Scales of weights: per-channel (of the output) or per-tensor."
+    )
+    activation_method: str = option(
+        "per-tensor",
+        "per-channel: fold channel scales of activations into the weights around them; per-tensor.",
+    )
+    optimize_zero_points: bool = option(
+        False, "Search both ends of each activation's range for the least squared error."
+    )
+    optimization_level: int = option(
+        2,
+        "0: plain; 1: range search, bias correction; 2: + equalisation, smoothing; "
+        "3: + second-order rounding of every layer.",
+    )
+    activation_bits: int = option(8, "Width of activations: 8 or 16.")
+    weight_bits: int = option(8, "Width of weights: 8 or 4.")
+    calibration_method: str = option("min-max", CALIBRATION_METHOD_HELP)
+    percentile: float = option(calibrate.DEFAULT_PERCENTILE, PERCENTILE_HELP)
+    optimize_for: str = option("hexagon", OPTIMIZE_FOR_HELP)
 
     def __post_init__(self) -> None:
         check_activation_bits(self.activation_bits)
@@ -64,7 +78,7 @@ def apply(state: Quantized, task: Task, options: PerChannelOptions) -> Quantized
             per_channel=options.weight_method == "per-channel",
             level=options.optimization_level,
             smooth=options.optimization_level >= 2,
-            equalize=options.activation_method == "per-channel",
+            equalize=options.optimization_level >= 2 or options.activation_method == "per-channel",
             calibration_method=method,
             percentile=options.percentile,
             optimize_for=options.optimize_for,
