@@ -29,8 +29,9 @@ from quant.archive import (
 from quant.encoding import Encoding
 from quant.errors import UserError
 from quant.htp.compile import Compiled, external_data_files
+from quant.htp.inspect import ContextInfo, read_context
 from quant.htp.options import HtpOptions, RunSettings
-from quant.htp.soc import get_soc
+from quant.htp.soc import get_soc, soc_of_model
 from quant.methods import Quantized
 from quant.model import Model, TensorSpec
 from quant.npz import load_npz, npz_bytes
@@ -132,6 +133,25 @@ class Artifact:
             with target.open("wb") as out:
                 copy_member(self.path, self.members[name], out)
 
+    def read_context(self, soc: str, folder: Path) -> ContextInfo:
+        """Metadata of the context for `soc`, read from the binary itself, extracted to `folder`.
+
+        Raises UserError where the binary is for another SoC, whatever the manifest says: an x86
+        host loads it all the same, and computes with another part's arithmetic.
+        """
+        self.soc(soc)
+        name = f"contexts/{soc}/context.bin"
+        self.extract_members(folder, [name])
+        info = read_context(folder / name)
+        if (info.soc_model, info.arch) != (get_soc(soc).soc_model, get_soc(soc).arch):
+            found = soc_of_model(info.soc_model)
+            raise UserError(
+                f"{self.path}: the context filed under {soc} is for "
+                f"{found.id if found else f'soc_model {info.soc_model}, v{info.arch}'}.",
+                "Build the artifact again.",
+            )
+        return info
+
     def device_members(self, soc: str) -> tuple[str, ...]:
         """The members a device of this SoC gets."""
         self.soc(soc)
@@ -141,8 +161,9 @@ class Artifact:
     def extract(self, dest: Path, soc: str) -> Path:
         """Write what a device of `soc` gets to dest/<sha256> and return that directory.
 
-        Raises UserError where the artifact has no context for `soc`. An existing directory of
-        that name is returned as it is: it appears only when complete.
+        Raises UserError where the artifact has no context for `soc`, or one of another SoC in its
+        place. An existing directory of that name is returned as it is: it appears only when
+        complete.
         """
         names = self.device_members(soc)
         target = dest / self.sha256
@@ -151,6 +172,7 @@ class Artifact:
         dest.mkdir(parents=True, exist_ok=True)
         temp = Path(tempfile.mkdtemp(prefix=f".{self.sha256[:12]}.", dir=dest))
         try:
+            self.read_context(soc, temp)
             self.extract_members(temp, names)
             temp.chmod(0o755)
             temp.rename(target)
@@ -231,19 +253,6 @@ def soc_entry(compiled: Compiled) -> dict[str, Any]:
 
 
 def _manifest(contents: ArtifactContents) -> dict[str, Any]:
-    socs = {}
-    for soc in sorted(contents.contexts):
-        compiled = contents.contexts[soc]
-        socs[soc] = {
-            "soc_model": compiled.info.soc_model,
-            "arch": compiled.info.arch,
-            "context_bytes": compiled.context_bin.stat().st_size,
-            "download_bytes": download_bytes(compiled.context_onnx, compiled.context_bin),
-            "figures": dataclasses.asdict(compiled.figures),
-            "context": compiled.info.to_json(),
-            "node_map": {node: list(ops) for node, ops in compiled.node_map.items()},
-            "toolchain": compiled.toolchain,
-        }
     task = contents.task
     return {
         "format": FORMAT,

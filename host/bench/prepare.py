@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -160,6 +161,9 @@ def _prepare_artifact(source: ModelInput) -> PreparedArtifact:
             "It carries the accuracy it was built with.",
         )
     artifact = open_artifact(source.path)
+    with tempfile.TemporaryDirectory(prefix="qhost-contexts-") as temp:
+        for soc in artifact.socs:
+            artifact.read_context(soc, Path(temp))  # refuses one that belongs to another SoC
     model, task = artifact.manifest["model"], artifact.manifest["task"]
     metric = TASK_METRICS.get(str(task["metric"]))
     options = artifact.manifest["options"]

@@ -150,23 +150,8 @@ def _print_nodes(console: Console, artifact: Artifact) -> None:
 
 def _read_contexts(artifact: Artifact) -> dict[str, ContextInfo]:
     """Metadata of every context, from the binaries and not from the manifest."""
-    from quant.htp.inspect import read_context
-
-    contexts = {}
     with tempfile.TemporaryDirectory(prefix="qhost-inspect-") as temp:
-        for soc in artifact.socs:
-            name = f"contexts/{soc}/context.bin"
-            artifact.extract_members(Path(temp), [name])
-            info = read_context(Path(temp) / name)
-            found = soc_of_model(info.soc_model)
-            if found is None or found.id != soc:
-                raise UserError(
-                    f"{artifact.path}: the context filed under {soc} is for "
-                    f"{found.id if found else f'soc_model {info.soc_model}'}.",
-                    "Build the artifact again.",
-                )
-            contexts[soc] = info
-    return contexts
+        return {soc: artifact.read_context(soc, Path(temp)) for soc in artifact.socs}
 
 
 def _context_json(info: ContextInfo) -> dict[str, Any]:

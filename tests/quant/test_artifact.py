@@ -139,6 +139,22 @@ def test_extract_gives_the_device_its_files_and_no_others(good, tmp_path):
         good.extract(tmp_path, "sm8550")
 
 
+def test_a_context_of_another_part_is_refused_before_it_is_loaded(contents, tmp_path):
+    """Every checksum is right and the manifest claims what it should: only the binary tells."""
+    foreign = compile_context(
+        contents.model_onnx, get_soc("sm8550"), HtpOptions(), tmp_path / "foreign"
+    )
+    own = contents.contexts[SOC]
+    swapped = dataclasses.replace(own, context_bin=foreign.context_bin)
+    made = write_artifact(
+        tmp_path / "m.qnn", dataclasses.replace(contents, contexts={SOC: swapped})
+    )
+    assert open_artifact(made.path).soc(SOC)["soc_model"] == 57
+    with pytest.raises(UserError, match="the context filed under sm8650 is for sm8550"):
+        made.extract(tmp_path / "dest", SOC)
+    assert list((tmp_path / "dest").iterdir()) == []
+
+
 def test_a_member_that_changes_after_opening_is_noticed(good, tmp_path):
     path = tmp_path / "m.qnn"
     path.write_bytes(good.path.read_bytes())
