@@ -180,4 +180,4 @@ def _sql_error(error: duckdb.Error) -> UserError:
     message = lines[0].removesuffix("!").removesuffix(".") if lines else "The query failed"
     hints = [line for line in lines[1:] if line.startswith(("Did you mean", "Candidate"))]
     known = "The views are quantization_results and all_results."
-    return UserError(f"{message}.", (hints[0].rstrip(".") + "." if hints else known))
+    return UserError(f"{message}.", (hints[0].rstrip(".") if hints else known))

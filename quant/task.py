@@ -171,6 +171,8 @@ def _read_npz(path: Path) -> dict[str, Array]:
     if not path.exists():
         raise UserError(f"Task file {path} does not exist.", "Check --task.")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive of arrays")
         with np.load(path, allow_pickle=False) as data:
             return {key: data[key] for key in data.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:

@@ -71,7 +71,8 @@ def _platform_error() -> str:
 
 def fail(message: str, hint: str = "") -> None:
     """One line on stderr."""
-    line = " ".join(f"{message} {hint}".split())
+    stop = "" if not hint or message.rstrip().endswith((".", "!", "?", ":")) else "."
+    line = " ".join(f"{message.rstrip()}{stop} {hint}".split())
     print(f"qhost: error: {line}", file=sys.stderr)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from host.cli import terminal
 from host.cli.progress import Progress
-from host.errors import ExitCode, UserError
+from host.errors import ExitCode, UserError, unknown_name
 
 if TYPE_CHECKING:
     from host.bench.prepare import BenchConfig, ModelInput
@@ -153,6 +153,8 @@ def resolve_bench(
     from host.bench.prepare import BenchConfig, parse_ceilings, parse_input_shapes
     from host.config import cache_dir, resolve
     from host.devices import parse_target
+    from host.report.files import check_writable
+    from quant.htp.options import PERF_PROFILES
     from quant.methods.grammar import parse_methods
 
     values = {name: r.value for name, r in resolve(flags).items()}
@@ -160,6 +162,14 @@ def resolve_bench(
     db_named = values["db_path"] is not None
     default_db = "qhost-mock.duckdb" if target.emulated else "qhost.duckdb"
     get_profile(values["profile"], emulated=target.emulated)
+    if (htp := values["perf_profile"]) and htp not in PERF_PROFILES:
+        raise unknown_name("HTP performance profile", htp, PERF_PROFILES)
+    if resume and not (values["db_path"] or Path(default_db)).exists():
+        raise UserError(
+            f"Nothing to resume: {values['db_path'] or default_db} does not exist.",
+            "Run without --resume.",
+        )
+    check_writable(values["output_dir"])
     return BenchConfig(
         models=models,
         variants=parse_methods(values["methods"]),

@@ -64,6 +64,11 @@ def inspect(
         else:
             _print_context(terminal.stdout(), path.name, info, path.stat().st_size)
         return
+    if path.suffix == ".onnx":
+        raise UserError(
+            f"{path.name} is a model, not an artifact.",
+            f"--schedule shows what the compiler makes of it, --fallback {path} what it refuses.",
+        )
     artifact = open_artifact(path)
     contexts = _read_contexts(artifact)
     if json_output:

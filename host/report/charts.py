@@ -203,6 +203,8 @@ def pareto(session: SessionReport) -> Pareto:
         words.append("bars: 95 % intervals")
     if any(p.x.hollow or p.y.hollow for p in points):
         words.append("hollow: not measured")
+    if any(p.role == "front" for p in points):
+        words.append("front: no other is better for certain")
     if left_out:
         words.append(f"not drawn, no valid figure: {', '.join(left_out)}")
     return Pareto(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,25 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise UserError(
             f"Cannot write {path}: {error.strerror or error}.", "Choose another output path."
+        ) from error
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError where no file can be written into `folder`; leaves it as it was.
+
+    Asked before the hours of work whose report goes there.
+    """
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for made in missing:
+            made.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"Nothing can be written into {folder}: {error.strerror or error}.",
+            "Choose another --output-dir.",
         ) from error
 
 

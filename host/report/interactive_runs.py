@@ -9,7 +9,6 @@ from host.report.interactive import Chart
 from host.report.lines import drawn_line, time_title, without_gaps
 from host.report.marks import (
     PHASE_PATTERN,
-    channel_name,
     phase_colour,
     phase_kind,
     phase_word,
@@ -120,7 +119,7 @@ def trace(original: Traces) -> Chart:
                 "yanchor": "bottom",
                 "showarrow": False,
                 "text": (  # short enough for a phone; the caption has the whole name
-                    f"{short_name(channel_name(channel.channel), 26)} · "
+                    f"{short_name(channel.channel, 26)} · "
                     f"{PROVENANCE_TEXT[channel.provenance].short}"
                 ),
                 "font": {"size": 11, "color": "@ink"},

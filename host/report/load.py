@@ -227,7 +227,11 @@ def _stages(store: Store, run_ids: Sequence[str]) -> tuple[Stage, ...]:
         "GROUP BY stage HAVING sum(seconds) > 0 ORDER BY min(rowid)",
         list(run_ids),
     ).to_pylist()
-    return tuple(Stage(row["stage"].replace("_", " "), row["seconds"]) for row in rows)
+    words = {
+        "evaluate_ort": "accuracy in onnxruntime",
+        "evaluate_htp": "accuracy in the HTP emulator",
+    }
+    return tuple(Stage(words.get(row["stage"], row["stage"]), row["seconds"]) for row in rows)
 
 
 def _settings(session: SessionRow, run: RunRow, description: Mapping[str, Any]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Sequence
 
 from host.report.charts import Pareto, Traces, Value
@@ -39,11 +38,6 @@ def phase_kind(name: str) -> str:
 def phase_word(kind: str) -> str:
     """What a legend calls a sort of phase."""
     return "warm-up" if kind == "warmup" else kind
-
-
-def channel_name(channel: str) -> str:
-    """A channel without the bracket that says how it is read: "board rail: vph_pwr"."""
-    return re.sub(r"\s*\([^)]*\)$", "", channel) or channel
 
 
 def phase_colour(name: str) -> str:

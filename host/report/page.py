@@ -20,6 +20,7 @@ from host.report.marks import chart_of, numbering, phase_kind, phase_word, time_
 from host.report.text import (
     ABSENT,
     PROVENANCE_TEXT,
+    accuracy_name,
     arrow,
     baseline_text,
     column_decimals,
@@ -136,6 +137,7 @@ def _render(
         ok=RunStatus.OK,
         arrow=arrow,
         direction=direction,
+        accuracy_name=accuracy_name(session),
         phase_names=_phase_names,
         phase_word=phase_word,
         role_names=charts.role_names(parts.values()),

@@ -10,7 +10,6 @@ from host.report.data import SessionReport
 from host.report.lines import drawn_line, time_title, without_gaps
 from host.report.marks import (
     PHASE_PATTERN,
-    channel_name,
     numbering,
     phase_colour,
     phase_kind,
@@ -155,7 +154,7 @@ def trace(session: SessionReport) -> Figure | None:
             axes.set_ylabel(scale_of(channel.unit).unit, fontsize=8)
             name = f"{numbers[chart.variant]} {short_name(chart.variant, 26)}"
             axes.set_title(
-                f"{name} · {short_name(channel_name(channel.channel), 34)}",
+                f"{name} · {short_name(channel.channel, 34)}",
                 fontsize=8.5,
                 loc="left",
             )

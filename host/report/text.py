@@ -33,8 +33,8 @@ PROVENANCE_TEXT: dict[Provenance, ProvenanceText] = {
 
 SHORT_LABELS = {
     "accuracy": "Accuracy",
-    "accuracy_drop": "Drop, float",
-    "accuracy_drop_fp16": "Drop, fp16",
+    "accuracy_drop": "Drop vs float",
+    "accuracy_drop_fp16": "Drop vs fp16",
     "agreement": "Agreement",
     "latency_ms": "Latency",
     "latency_min_ms": "Lat. min",

@@ -134,7 +134,7 @@ def compile_context(
         work = Path(temp)
         answer, log = run_compiler(onnx_path, soc, options, work, timeout_s)
         if not answer["ok"]:
-            raise refusal(onnx_path, soc, str(answer["error"]), work, log)
+            raise refusal(soc, str(answer["error"]), work, log)
         wrapper, binaries = work / CONTEXT_NAME, list(work.glob("*.bin"))
         if not wrapper.exists() or len(binaries) != 1:
             raise ToolchainError(
@@ -176,7 +176,7 @@ def unsupported_nodes(onnx_path: Path, soc: Soc, options: HtpOptions) -> tuple[U
         answer, log = run_compiler(onnx_path, soc, options, work, COMPILE_TIMEOUT_S)
         rows = _read_unsupported(_read_trace(work))
         if not answer["ok"] and not rows:
-            raise refusal(onnx_path, soc, str(answer["error"]), work, log)
+            raise refusal(soc, str(answer["error"]), work, log)
         return rows
 
 
@@ -367,22 +367,23 @@ def _read_node_map(mappings: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str
     return {name: tuple(ops) for name, ops in nodes.items()}
 
 
-def refusal(onnx_path: Path, soc: Soc, error: str, work: Path, log: bytes) -> UserError:
+def refusal(soc: Soc, error: str, work: Path, log: bytes) -> UserError:
     """The error for a graph that did not compile: the refused node, or the log's reason."""
     refused = _read_unsupported(_read_trace(work))
     if refused:
         first = refused[0]
-        more = f" ({len(refused) - 1} more nodes)" if len(refused) > 1 else ""
+        others = len(refused) - 1
+        more = f" (and {others} more node{'s' if others > 1 else ''})" if others else ""
         return UserError(
-            f"The HTP of {soc.id} refuses {onnx_path.name}: node {first.node!r} "
-            f"({first.op_type}): {first.reason}.{more}",
-            "Replace the operator, or see `qhost inspect --fallback` for every node.",
+            f"The HTP of {soc.id} refuses node {first.node!r} ({first.op_type}){more}: "
+            f"{first.reason.rstrip('.')}.",
+            "Replace the operator; `qhost inspect --fallback MODEL.onnx` lists every such node.",
         )
     said = [e.decode(errors="replace") for e in _LOG_ERROR.findall(log)]
     reason = next((s for s in said if "QNN" in s or "Qnn" in s), "") or (said[-1] if said else "")
     text = " ".join((reason or error).split())[:400]
     return UserError(
-        f"The HTP compiler refuses {onnx_path.name} for {soc.id}: {text}",
+        f"The HTP compiler refuses the graph for {soc.id}: {text.rstrip('.')}.",
         "Check that the model loads in onnxruntime and that its operators are quantized.",
     )
 

@@ -71,7 +71,7 @@ def read_schedule(onnx_path: Path, soc: Soc, options: HtpOptions) -> Schedule:
             onnx_path, soc, options, work, COMPILE_TIMEOUT_S, extra=TRACE_OPTIONS
         )
         if not answer["ok"]:
-            raise refusal(onnx_path, soc, str(answer["error"]), work, log)
+            raise refusal(soc, str(answer["error"]), work, log)
         files = list(work.glob("*_schematic.bin"))
         if not files:
             raise ToolchainError("The compiler wrote no schedule.")

@@ -69,14 +69,18 @@ MOCK = ["bench", "--mock", "--device", "sm8650"]
         (["--mock", "--methods", "int8[bits=3]"], ["Unknown option of int8", "activation-bits"]),
         (["--mock", "--methods", ""], ["--methods"]),
         (["--mock", "--profile", "fast"], ["Unknown profile 'fast'"]),
+        (["--mock", "--perf-profile", "fast"], ["Unknown HTP performance profile 'fast'"]),
+        (["--mock", "--output-dir", "/proc/x"], ["Nothing can be written into /proc/x"]),
+        (["--mock", "--resume"], ["Nothing to resume: qhost-mock.duckdb does not exist"]),
         (["--mock", "--model-path", "missing.onnx"], ["missing.onnx does not exist"]),
         (["--mock", "--task", "x.npz"], ["--task without --model-path"]),
         (["--mock", "--input-shape", "x"], ["is not name:d1,d2"]),
     ],
 )
 def test_words_that_make_no_sense(lab, refused, args, says):
+    before = sorted(lab.folder.iterdir())
     refused(["bench", *args], *says)
-    assert not (lab.folder / "qhost-out").exists()
+    assert sorted(lab.folder.iterdir()) == before
 
 
 def test_a_truncated_model(lab, refused):

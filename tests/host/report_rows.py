@@ -95,7 +95,7 @@ def run(index: int, source: Provenance, *, samples: int = 400) -> RunReport:
         ),
         fingerprint={"model": "9f2c" * 16, "toolchain": "onnxruntime-qnn 2.7.0"},
         traces=(
-            Trace("board rail: vph_pwr (hwmon power1_input, uW)", "mW", source, t_s, power),
+            Trace("board rail: vph_pwr", "mW", source, t_s, power),
             Trace("soc zone", "C", source, t_s[::10], temperature[::10]),
         ),
         phases=(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+import host.cli
 from host import __version__, doctor
-from host.cli import main
+from host.cli import VERBS, main
 from host.doctor import Check
 
 
@@ -25,6 +27,27 @@ def test_config_shows_value_and_source(tmp_path, monkeypatch, capsys):
     assert rows["seed"] == {"value": "4", "source": str(tmp_path / "qhost.toml")}
     assert rows["methods"] == {"value": "int8", "source": "environment QHOST_METHODS"}
     assert rows["device"] == {"value": None, "source": "default"}
+
+
+def test_brackets_are_not_taken_for_markup(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QHOST_METHODS", "sparse[sparsity=0.5]")
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["config"]) == 0
+    assert "sparse[sparsity=0.5]" in capsys.readouterr().out
+    cli = Path(host.cli.__file__).parent
+    makers = {p.name for p in cli.glob("*.py") if "Console(" in p.read_text("utf-8")}
+    assert makers == {"terminal.py", "query.py"}, "consoles come from host.cli.terminal"
+
+
+def test_help_names_every_verb_with_a_whole_sentence(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for verb in (v for verbs in VERBS.values() for v in verbs):
+        assert f"\n  {verb} " in out
+    assert "..." not in out.partition("The main job")[2]
+    assert out.index("The main job:") < out.index("Results:") < out.index("This machine:")
 
 
 def test_doctor_names_what_is_missing_and_what_to_do(monkeypatch, capsys):
