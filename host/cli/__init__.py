@@ -24,6 +24,20 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 
 
+# Options that may stand bare or with a value, and what bare means. Typer knows one or the other.
+_BARE = {"--dynamic-scaling": "enabled"}
+
+
+def normalised(args: Sequence[str]) -> list[str]:
+    """The command line with a value behind every option of _BARE."""
+    out: list[str] = []
+    for arg, following in zip(args, [*args[1:], "-"], strict=True):
+        out.append(arg)
+        if arg in _BARE and following.startswith("-"):
+            out.append(_BARE[arg])
+    return out
+
+
 def _version(show: bool) -> None:
     if show:
         print(f"qhost {__version__}")
@@ -104,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run qhost; the exit code of the contract."""
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args or os.environ.get("QHOST_DEBUG", "") not in {"", "0"}
-    args = [a for a in args if a != "--debug"]
+    args = normalised([a for a in args if a != "--debug"])
     if problem := _platform_error():
         fail(problem)
         return ExitCode.USER_ERROR

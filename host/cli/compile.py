@@ -110,7 +110,7 @@ def parse_shapes(items: list[str]) -> dict[str, tuple[int, ...]]:
 
 
 def _table(results: list[SocResult]) -> Table:
-    table = Table("SoC", "status", "context", "DDR r+w", "spill+fill", "vs ORT")
+    table = Table("SoC", "status", "context", "DDR r+w", "spill+fill", "vs ORT", "took")
     for column in table.columns[2:]:
         column.justify = "right"
     for r in results:
@@ -125,5 +125,6 @@ def _table(results: list[SocResult]) -> Table:
             f"{figures.ddr_total_bytes:,}",
             f"{figures.spill_bytes + figures.fill_bytes:,}",
             "" if r.sqnr_db is None else f"{r.sqnr_db:.1f} dB",
+            f"{r.compiled.seconds:.1f} s",
         )
     return table

@@ -20,6 +20,7 @@ from quant.htp.soc import get_soc, soc_of_model
 if TYPE_CHECKING:
     from quant.artifact import Artifact
     from quant.htp.inspect import ContextInfo, ContextTensor
+    from quant.qdq import QuantizedTensor
 
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -32,6 +33,9 @@ def inspect(
     json_output: Annotated[bool, typer.Option("--json", help="JSON instead of tables")] = False,
     nodes: Annotated[
         bool, typer.Option("--nodes", help="also the QNN operators each ONNX node became")
+    ] = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="also the encoding of every quantized tensor")
     ] = False,
     fallback: Annotated[
         Path | None, typer.Option(help="an .onnx: list the nodes the HTP refuses, and why")
@@ -55,6 +59,9 @@ def inspect(
         raise UserError(f"{path} does not exist.", "Give a .qnn or a context .bin.")
     if schedule:
         _show_schedule(path, device, json_output)
+        return
+    if path.suffix == ".onnx":
+        _show_tensors(path, json_output, asked=tensors)
         return
     if path.suffix == ".bin":
         info = read_context(path)
@@ -104,7 +111,7 @@ def _show_fallback(path: Path, device: str, json_output: bool) -> None:
 
 
 def _show_schedule(path: Path, device: str, json_output: bool) -> None:
-    from quant.artifact import MANIFEST, open_artifact
+    from quant.artifact import open_artifact
     from quant.htp.options import HtpOptions
     from quant.htp.schedule import read_schedule
 
@@ -112,10 +119,7 @@ def _show_schedule(path: Path, device: str, json_output: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="qhost-inspect-") as temp:
         if path.suffix == ".qnn":
             artifact = open_artifact(path)
-            artifact.extract_members(
-                Path(temp), [n for n in artifact.members if "/" not in n and n != MANIFEST]
-            )
-            model = Path(temp) / "model.onnx"
+            model = _extract_model(artifact, Path(temp))
             options = HtpOptions.parse(artifact.manifest["htp_options"])
             socs = [device] if device else list(artifact.socs)
         else:
@@ -139,6 +143,71 @@ def _show_schedule(path: Path, device: str, json_output: bool) -> None:
             ("compile stages", stages),
         ]
         _print_pairs(terminal.stdout(), f"{soc}: the compiler's schedule", pairs)
+
+
+def _extract_model(artifact: Artifact, folder: Path) -> Path:
+    """The artifact's graph, with its external weights beside it."""
+    from quant.artifact import MANIFEST
+
+    names = [n for n in artifact.members if "/" not in n and n != MANIFEST]
+    artifact.extract_members(folder, names)
+    return folder / "model.onnx"
+
+
+def _artifact_tensors(artifact: Artifact) -> list[QuantizedTensor]:
+    with tempfile.TemporaryDirectory(prefix="qhost-inspect-") as temp:
+        return _tensors(_extract_model(artifact, Path(temp)))
+
+
+def _tensors(model: Path) -> list[QuantizedTensor]:
+    import onnx
+
+    from quant.qdq import quantized_tensors
+
+    try:
+        return quantized_tensors(onnx.load(str(model)))
+    except Exception as error:  # onnx raises what protobuf raises
+        raise UserError(f"{model} cannot be read as ONNX: {error}.") from error
+
+
+def _show_tensors(path: Path, json_output: bool, *, asked: bool) -> None:
+    if not asked:
+        raise UserError(
+            f"{path.name} is a model, not a compiled context.",
+            "Give --tensors for its encodings, --schedule, or --fallback with it.",
+        )
+    rows = _tensors(path)
+    if json_output:
+        print(json.dumps([dataclasses.asdict(r) for r in rows], indent=2))
+    else:
+        _print_tensors(Console(), rows)
+
+
+def _print_tensors(console: Console, rows: list[QuantizedTensor]) -> None:
+    if not rows:
+        console.print("No tensor of the graph is quantized: it is a float model.")
+        return
+    table = Table(
+        Column("tensor", overflow="fold"), "role", "type", "shape", "scales",
+        Column("scale", justify="right"), Column("zero point", justify="right"),
+        title="quantized tensors",
+    )  # fmt: skip
+    for r in rows:
+        along = f"blocks of {r.block_size}, axis {r.axis}" if r.block_size else f"axis {r.axis}"
+        table.add_row(
+            r.name,
+            r.role,
+            r.dtype,
+            "x".join(str(d) for d in r.shape),
+            "one" if r.axis is None else f"{r.scales} along {along}",
+            _span(f"{r.scale_min:.6g}", f"{r.scale_max:.6g}"),
+            _span(str(r.zero_point_min), str(r.zero_point_max)),
+        )
+    console.print(table)
+
+
+def _span(low: str, high: str) -> str:
+    return low if low == high else f"{low} .. {high}"
 
 
 def _print_nodes(console: Console, artifact: Artifact) -> None:

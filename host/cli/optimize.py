@@ -106,23 +106,17 @@ def power_optimize(
         BatteryMode, typer.Option(help="run-time settings kept in the artifact")
     ] = BatteryMode.BALANCED,
     dynamic_scaling: Annotated[
-        bool,
-        typer.Option(
-            "--dynamic-scaling", help="let the HTP change its clock: bare, enabled or disabled"
-        ),
-    ] = False,
-    scaling: Annotated[Scaling | None, typer.Argument(hidden=True)] = None,
+        Scaling, typer.Option(help="let the HTP change its clock; enabled where it stands bare")
+    ] = Scaling.DISABLED,
 ) -> None:
     """Reduce DRAM energy, and store the run-time settings of a battery mode for the agent."""
     from quant.htp.options import RunSettings
     from quant.htp.search import Space, parse_objectives
 
-    if scaling is not None and not dynamic_scaling:
-        raise UserError(f"Unexpected {scaling.value!r}.", "Write --dynamic-scaling enabled.")
     profile, polling, latency = _BATTERY[battery_mode]
     settings = RunSettings(
         perf_profile=profile,
-        dcvs=dynamic_scaling and scaling is not Scaling.DISABLED,
+        dcvs=dynamic_scaling is Scaling.ENABLED,
         rpc_polling_us=polling,
         rpc_control_latency_us=latency,
     )

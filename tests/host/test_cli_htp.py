@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from host.cli import compile as compile_verb
 from host.cli import inspect as inspect_verb
+from host.cli import main, normalised
 from host.cli import optimize as optimize_verb
 from host.errors import UserError
 from quant.artifact import open_artifact
@@ -32,7 +33,7 @@ def build_app():
 
 def qhost(*args, code=0):
     """The output of a verb. Errors of the user come out as UserError, as main sees them."""
-    result = CliRunner().invoke(build_app(), [str(a) for a in args])
+    result = CliRunner().invoke(build_app(), normalised([str(a) for a in args]))
     if isinstance(result.exception, UserError):
         raise result.exception
     assert result.exit_code == code, result.output
@@ -171,6 +172,22 @@ def test_inspect_shows_what_is_in_it(artifact, tmp_path):
     assert "v73" in qhost("inspect", binary)
 
 
+def test_inspect_tensors_shows_what_the_graph_says(small_stack, tmp_path):
+    """The encodings are those that the file of the graph was written with."""
+    rows = {r["name"]: r for r in json.loads(qhost("inspect", small_stack, "--tensors", "--json"))}
+    assert rows["x"]["role"] == "activation"
+    assert (rows["x"]["dtype"], rows["x"]["zero_point_min"]) == ("uint16", 32768)
+    assert rows["x"]["scale_min"] == pytest.approx(8.0 / 65535)
+    assert rows["x"]["shape"] == [1, 3, *rows["x"]["shape"][2:]]
+    assert (rows["w1"]["role"], rows["w1"]["dtype"], rows["w1"]["scales"]) == (
+        "constant", "uint8", 1,
+    )  # fmt: skip
+    text = qhost("inspect", small_stack, "--tensors")
+    assert "w1" in text and "0.00012207" in text and "32768" in text
+    with pytest.raises(UserError, match="is a model, not a compiled context"):
+        qhost("inspect", small_stack)
+
+
 def test_inspect_refuses_damage_and_swapped_contexts(artifact, tmp_path):
     data = bytearray(artifact.read_bytes())
     data[len(data) // 2] ^= 4
@@ -246,9 +263,27 @@ def test_power_optimize_stores_run_settings(artifact, tmp_path, arguments, profi
     assert "not predicted by any figure" in text
 
 
-def test_stray_word_is_no_scaling(small_stack, tmp_path):
-    with pytest.raises(UserError, match="--dynamic-scaling enabled"):
-        optimized("power-optimize", small_stack, tmp_path / "o.qnn", "enabled")
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (["--dynamic-scaling"], ["--dynamic-scaling", "enabled"]),
+        (["--dynamic-scaling", "--device", "x"], ["--dynamic-scaling", "enabled", "--device", "x"]),
+        (["--dynamic-scaling", "disabled"], ["--dynamic-scaling", "disabled"]),
+        (["--dynamic-scaling=disabled"], ["--dynamic-scaling=disabled"]),
+    ],
+)
+def test_an_option_that_may_stand_bare(given, read):
+    assert normalised(["power-optimize", *given]) == ["power-optimize", *read]
+
+
+@pytest.mark.parametrize("words", [["enabled"], ["--dynamic-scaling", "maybe"]])
+def test_stray_words_are_no_scaling(small_stack, tmp_path, words, capsys):
+    out = tmp_path / "o.qnn"
+    code = main(
+        ["power-optimize", "--model-path", str(small_stack), "--output-path", str(out), *words]
+    )
+    assert code == 2
+    assert "qhost: error: " in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
