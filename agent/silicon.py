@@ -88,6 +88,8 @@ def _problem(device_root: Path, cpu: str, getprop: Run | None) -> str:
         return "it is an emulated device"
     if cpu != "aarch64":
         return f"its processor is {cpu}, not aarch64"
+    if not any(_exists(device_root / "dev" / name) for name in _DSP_NODES):
+        return f"there is no device node of the DSP (/dev/{_DSP_NODES[0]})"
     if (read_text(Path("/proc/self/comm")) or "").startswith("qemu"):
         return "this program runs through qemu, not on an aarch64 processor"
     if getprop is not None and any(
@@ -95,8 +97,6 @@ def _problem(device_root: Path, cpu: str, getprop: Run | None) -> str:
         for name in ("ro.boot.qemu", "ro.kernel.qemu")
     ):
         return "it is Android's own emulator"
-    if not any(_exists(device_root / "dev" / name) for name in _DSP_NODES):
-        return f"there is no device node of the DSP (/dev/{_DSP_NODES[0]})"
     return ""
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from email.parser import HeaderParser
 from pathlib import Path
@@ -53,6 +53,7 @@ _WHEELS: Mapping[str, tuple[str, ...]] = {
     "numpy": ("numpy",),
     "ort": ("onnxruntime", "onnxruntime-qnn"),
 }
+_ORDER = ("base", "grpc", "numpy", "ort", "qnn")  # in which layers are listed
 _PLATFORMS = ("2_34", "2_28", "2_27", "2_17")
 _HEXAGONS = (68, 69, 73, 75, 79, 81)
 # Of onnxruntime-qnn a board needs the provider, libQnnHtp and libQnnSystem; contexts come prepared.
@@ -127,54 +128,68 @@ def default_folder(cache: Path, target: str) -> Path:
     return cache / "bundles" / target
 
 
-def build(target: Target, folder: Path, downloads: Path, on_step: OnStep) -> Bundle:
+def build(
+    target: Target,
+    folder: Path,
+    downloads: Path,
+    on_step: OnStep,
+    only: Collection[str] | None = None,
+) -> Bundle:
     """Build into `folder`; what is fetched stays in `downloads`. Minutes, once per version.
 
-    Raises UserError where a package cannot be had. An existing bundle is replaced at the end.
+    `only`: the layers to make, where a part is enough. Raises UserError where a package cannot be
+    had. An existing bundle is replaced at the end.
     """
     downloads.mkdir(parents=True, exist_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bundle-", dir=folder.parent) as temporary:
         work = Path(temporary)
-        out = work / "out"
-        out.mkdir()
-        on_step("Debian packages")
-        packages = _debian(downloads / "apt")
-        on_step("wheels")
-        wheels = {name: _wheels(_WHEELS[name], downloads / "wheels") for name in target.wheels}
-        layers: list[Layer] = []
-        sizes: dict[str, int] = {}
-        components: list[Component] = []
-
-        def add(name: str, root: Path, compiled: bool = True) -> None:
-            on_step(f"layer {name}")
-            if compiled:
-                _compile(root)
-            sizes[name] = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
-            layers.append(pack(name, files_of(root), out))
-
-        base = work / "base"
-        components += _base(packages, target, base, work)
-        add("base", base)
-        for name, files in wheels.items():
+        maker = _Maker(work / "out", on_step, only)
+        if maker.wants("base"):
+            on_step("Debian packages")
+            maker.components += _base(_debian(downloads / "apt"), target, work / "base", work)
+            _compile(work / "base")
+            maker.add("base", work / "base")
+        for name in filter(maker.wants, target.wheels):
+            on_step(f"wheels of {name}")
             root = work / name
-            components += [_unpack(wheel, root, name) for wheel in files]
-            if name == "ort":
-                for arch, part in _split_hexagons(root, work):
-                    add(f"qnn-v{arch}", part, compiled=False)
-            add(name, root)
-        layers.sort(key=lambda layer: (layer.name.startswith("qnn-"), target_order(layer.name)))
-        bundle = Bundle(target.name, tuple(layers), sizes, tuple(components))
-        _write_manifest(bundle, out)
+            wheels = _wheels(_WHEELS[name], downloads / "wheels")
+            maker.components += [_unpack(wheel, root, name) for wheel in wheels]
+            for arch, part in _split_hexagons(root, work) if name == "ort" else ():
+                maker.add(f"qnn-v{arch}", part)
+            _compile(root)
+            maker.add(name, root)
+        maker.layers.sort(key=lambda layer: _ORDER.index(layer.name.partition("-")[0]))
+        _write_manifest(
+            Bundle(target.name, tuple(maker.layers), maker.sizes, tuple(maker.components)),
+            maker.out,
+        )
         shutil.rmtree(folder, ignore_errors=True)
-        out.rename(folder)
+        maker.out.rename(folder)
     return open_bundle(folder)
 
 
-def target_order(layer: str) -> tuple[int, str]:
-    """base first, then as TARGETS list them."""
-    order = ("base", "grpc", "numpy", "ort")
-    return (order.index(layer) if layer in order else len(order), layer)
+class _Maker:
+    """What has been made so far."""
+
+    def __init__(self, out: Path, on_step: OnStep, only: Collection[str] | None) -> None:
+        self.out = out
+        self.layers: list[Layer] = []
+        self.sizes: dict[str, int] = {}
+        self.components: list[Component] = []
+        self._on_step = on_step
+        self._only = only
+        out.mkdir(parents=True)
+
+    def wants(self, name: str) -> bool:
+        return self._only is None or name in self._only
+
+    def add(self, name: str, root: Path) -> None:
+        """The files below `root` as a layer, if it is wanted."""
+        if self.wants(name):
+            self._on_step(f"layer {name}")
+            self.sizes[name] = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+            self.layers.append(pack(name, files_of(root), self.out))
 
 
 def open_bundle(folder: Path) -> Bundle:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from host import qairt
 from host.client import AgentClient, protocol_mismatch
 from host.errors import DeviceError, FailureClass, UserError
 from host.provenance import device_provenance, numerics_provenance
@@ -85,6 +86,12 @@ class DeviceInfo:
         return self.provenance is not Provenance.MEASURED
 
     @property
+    def compiler(self) -> str:
+        """Which `--backend` makes this device's contexts: an Android device runs the libraries of
+        the user's SDK, everything else those of onnxruntime-qnn or its emulator."""
+        return "qairt" if self.os == "android" and not self.emulated else "ort"
+
+    @property
     def label(self) -> str:
         return f"{EMULATED_PREFIX}{self.soc}" if self.emulated else self.serial
 
@@ -122,6 +129,12 @@ def describe(client: AgentClient) -> DeviceInfo:
         channels=client.channels(d),
         fingerprint=dict(d.fingerprint),
     )
+
+
+def require_runnable(artifact: Artifact, info: DeviceInfo) -> None:
+    """UserError where the context was compiled by a newer QAIRT than the one on the device."""
+    build = str(artifact.soc(info.soc).get("context", {}).get("build_id", ""))
+    qairt.require_runnable(build, info.fingerprint.get("qairt", ""), info.label)
 
 
 class LocalEmulator:

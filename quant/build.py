@@ -29,10 +29,10 @@ from quant.datasets import referenced_files
 from quant.errors import ToolchainError, UserError
 from quant.evaluate import Evaluation, Outputs, evaluate_outputs, run_ort
 from quant.figures import Provenance
-from quant.htp.compile import compile_context
 from quant.htp.device_model import device_model_block
 from quant.htp.emulator import HtpEmulator
 from quant.htp.options import HtpOptions
+from quant.htp.sdk import backend_identity, choose_compiler
 from quant.htp.soc import get_soc
 from quant.methods.grammar import Variant, export, parse_methods, quantize
 from quant.model import Model, load, save
@@ -59,6 +59,7 @@ class BuildRequest:
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     emulator_samples: int = 256
     htp: HtpOptions = field(default_factory=HtpOptions)
+    backend: str = "ort"  # qairt: by the SDK's tools, for a device that runs the SDK's libraries
 
     def to_json(self) -> dict[str, Any]:
         out = dataclasses.asdict(self)
@@ -101,6 +102,7 @@ def artifact_path(request: BuildRequest, model: Model, task: Task) -> Path:
             "soc": request.soc,
             "htp": dataclasses.asdict(request.htp),
             "emulator_samples": request.emulator_samples,
+            "backend": backend_identity(request.backend),
         }
     )
     return request.cache_dir / "artifacts" / f"{name}.qnn"
@@ -162,7 +164,8 @@ def _build(
         model_onnx = tmp / "model.onnx"
         save(export(quantized), model_onnx)
     with stage("compile"):
-        compiled = compile_context(model_onnx, soc, request.htp, tmp / "compiled")
+        compile_for = choose_compiler(request.backend)
+        compiled = compile_for(model_onnx, soc, request.htp, tmp / "compiled")
     with stage("evaluate_ort"):
         reference = float_outputs(request.cache_dir, model, task)
         ort_outputs = run_ort(model_onnx, task)

@@ -91,7 +91,7 @@ class PreparedModel:
         """What the artifacts built here say (RunSettings' default)."""
         return RunSettings().perf_profile
 
-    def request(self, config: BenchConfig, variant: str, soc: str) -> BuildRequest:
+    def request(self, config: BenchConfig, variant: str, soc: str, backend: str) -> BuildRequest:
         return BuildRequest(
             model_path=self.source.path,
             variant=variant,
@@ -102,6 +102,7 @@ class PreparedModel:
             metric=self.source.metric,
             input_shapes=config.input_shapes,
             emulator_samples=config.emulator_samples,
+            backend=backend,
         )
 
 

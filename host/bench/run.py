@@ -43,7 +43,7 @@ from host.bench.prepare import (
     skip_reason,
 )
 from host.bench.records import open_store, record_unopened, run_row
-from host.devices import DeviceInfo, DeviceSession, open_device
+from host.devices import DeviceInfo, DeviceSession, open_device, require_runnable
 from host.errors import DeviceError, FailureClass, RunStatus, ToolchainError, UserError
 from host.measure import Limits, assess
 from host.meters.recorder import MeterRecorder, open_recorder
@@ -311,7 +311,7 @@ class _Bench:
         if isinstance(p, PreparedArtifact):
             p.artifact.soc(soc)  # refused here when it has no context for this device
             return Built(p.artifact.path, True, {})
-        request = p.request(self.config, job.variant.canonical, soc)
+        request = p.request(self.config, job.variant.canonical, soc, self.device.info.compiler)
         start = time.perf_counter()
         found = cached_artifact(request, p.model, p.task)
         if found is not None:
@@ -339,6 +339,11 @@ class _Bench:
         )
         for engine, (metric, scores) in score_arrays(artifact).items():
             self.store.add_scores(job.run_id, engine, metric, scores)
+        try:
+            require_runnable(artifact, self.device.info)
+        except UserError as e:
+            self._fail(job.run_id, FailureClass.USER_ERROR, f"{e.message} {e.hint}")
+            return
         runner.put(artifact)
         runner.run([check_segment(job.run_id, artifact.sha256, self.conditions)])
         self._collect_failures(runner)

@@ -9,6 +9,7 @@ executables that check them; no real SDK was at hand when this was written.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -62,6 +63,14 @@ def choose_compiler(name: str) -> Callable[[Path, Soc, HtpOptions, Path], Compil
     if name == "ort" or (name == "auto" and not os.environ.get(SDK_VARIABLE)):
         return compile_context
     return compile_with_sdk
+
+
+def backend_identity(name: str) -> str:
+    """What tells one compiler of `--backend` from another in a cache: the SDK by its generator."""
+    if choose_compiler(name) is compile_context:
+        return "ort"
+    with (find_sdk() / "bin" / _HOST / _GENERATOR).open("rb") as tool:
+        return hashlib.file_digest(tool, "sha256").hexdigest()
 
 
 def find_sdk() -> Path:
