@@ -28,7 +28,7 @@ import numpy as np
 from host import deploy, install
 from host.adb import AdbDevice, AdbServer
 from host.bench.device import SegmentDone
-from host.bench.plan import Job, get_profile
+from host.bench.plan import Job, Profile, get_profile
 from host.bench.run import BenchEvents, run_bench
 from host.cli.bench import model_inputs, resolve_bench
 from host.devices import DeviceInfo
@@ -85,7 +85,9 @@ class _Striker:
         if self._left == 0:
             self._timer.start()
 
-    def planned(self, session_id: str, info: DeviceInfo, jobs: Sequence[Job]) -> None: ...
+    def planned(
+        self, session_id: str, info: DeviceInfo, jobs: Sequence[Job], profile: Profile
+    ) -> None: ...
     def stage(self, run_id: str, stage: str, seconds: float) -> None: ...
     def finished(self, run_id: str, status: RunStatus, message: str) -> None: ...
 
