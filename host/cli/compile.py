@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from host.cli import terminal
-from host.errors import ExitCode, UserError
+from host.errors import ExitCode, ToolchainError, UserError
 
 if TYPE_CHECKING:
     from quant.htp.package import SocResult
@@ -69,10 +69,11 @@ def compile_(
         if result.reason:
             print(f"{result.soc.id} {result.status}: {result.reason}")
     if artifact is None:
-        raise UserError(
-            f"No SoC accepts {model_path.name}; the first said: {results[0].reason}",
-            "`qhost inspect --fallback` lists every refused node.",
-        )
+        first = results[0]
+        several = "No SoC accepts it; the first said: " if len(results) > 1 else ""
+        if all(r.status == "failed" for r in results):
+            raise ToolchainError(f"{several}{first.reason}")  # nobody's input is to blame
+        raise UserError(f"{several}{first.reason}", first.hint)
     print(f"{artifact.path} ({artifact.size_bytes:,} bytes, sha256 {artifact.sha256})")
     if any(r.status != "ok" for r in results):
         raise typer.Exit(ExitCode.JOBS_FAILED)

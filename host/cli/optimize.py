@@ -172,7 +172,9 @@ def _as_artifact(path: Path, temp: Path, device: str | None) -> Artifact:
     artifact, results = package(request, lambda result: None)
     refused = [r for r in results if r.status != "ok"]
     if artifact is None or refused:
-        raise UserError(f"{refused[0].soc.id}: {refused[0].reason}", "Leave that device out.")
+        raise UserError(
+            f"{refused[0].soc.id}: {refused[0].reason}", refused[0].hint or "Leave that device out."
+        )
     return artifact
 
 

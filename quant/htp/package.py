@@ -52,7 +52,8 @@ class PackageRequest:
 
 @dataclass(frozen=True)
 class SocResult:
-    """One SoC of a request. status: ok, skipped (refused, `reason` says why) or failed (died).
+    """One SoC of a request. status: ok, skipped (refused, `reason` says why and `hint` what to
+    do) or failed (died).
 
     sqnr_db: of the emulator's outputs against onnxruntime running the same graph.
     """
@@ -63,6 +64,7 @@ class SocResult:
     compiled: Compiled | None = None
     sqnr_db: float | None = None
     context_bytes: int = 0
+    hint: str = ""
 
 
 def load_graph(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> tuple[Model, bool]:
@@ -166,7 +168,7 @@ def _one(
         with HtpEmulator(compiled.context_onnx, soc=soc) as emulator:
             outputs = emulator.run(feeds)
     except UserError as error:
-        return SocResult(soc, "skipped", error.message), []
+        return SocResult(soc, "skipped", error.message, hint=error.hint), []
     except ToolchainError as error:
         return SocResult(soc, "failed", str(error)), []
     size = compiled.context_bin.stat().st_size

@@ -133,7 +133,7 @@ def test_compile_refuses(conv, tmp_path, arguments, message):
 
 
 def test_compile_of_a_refused_graph(refused, tmp_path):
-    with pytest.raises(UserError, match=r"No SoC accepts .*'determinant' \(Det\)"):
+    with pytest.raises(UserError, match=r"refuses .*'determinant' \(Det\)"):
         qhost("compile", "--model-path", refused, "--output-path", tmp_path / "o.qnn")
     assert list(tmp_path.iterdir()) == []
 
@@ -153,6 +153,17 @@ def test_a_compiler_that_dies_for_one_soc(conv, tmp_path, monkeypatch):
     )
     assert "sm8550 failed: The HTP compiler was killed by SIGSEGV" in text
     assert open_artifact(out).socs == ("sm8650",)
+
+
+def test_a_compiler_that_dies_for_the_only_soc(conv, tmp_path, monkeypatch, capsys):
+    fake = tmp_path / "python"
+    fake.write_text(f"#!/bin/sh\nkill -{signal.SIGABRT.value} $$\n")
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    out = tmp_path / "o.qnn"
+    assert main(["compile", "--model-path", str(conv), "--output-path", str(out)]) == 5
+    assert "error: The HTP compiler was killed by SIGABRT while" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_inspect_shows_what_is_in_it(artifact, tmp_path):
