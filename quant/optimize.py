@@ -84,7 +84,7 @@ def optimize_artifact(
         _reuse_goldens(artifact, baseline)
         chosen = _choose(baseline, trials, feeds)
         why = explain(baseline, chosen, objectives)
-        settings = run_settings or RunSettings(**artifact.manifest["run_settings"])
+        settings = run_settings or RunSettings.from_json(artifact.manifest["run_settings"])
         written = _write(artifact, output, chosen, trials, objectives, why, settings, feeds)
     return Optimized(written, baseline, chosen, tuple(trials), why)
 

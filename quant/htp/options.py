@@ -8,7 +8,7 @@ here first.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quant.errors import UserError, unknown_name
@@ -26,6 +26,9 @@ PERF_PROFILES = (
     "low_power_saver",
     "extreme_power_saver",
 )
+# Profiles in which the HTP keeps one clock; in the others DCVS may change it. Source:
+# the power configurations of onnxruntime's QNN provider (dcvsEnable by performance mode).
+FIXED_CLOCK = ("burst", "high_performance", "sustained_high_performance")
 PRIORITIES = ("low", "normal", "normal_high", "high")
 
 # The provider's names for our options; both are understood.
@@ -60,17 +63,24 @@ class RunSettings:
     """How the device should run the context: kept in the artifact, applied by the agent.
 
     perf_profile: HTP performance profile. rpc_polling_us, rpc_control_latency_us: 0 leaves the
-    runtime's own. dcvs: whether the HTP may change its clock while it runs.
+    runtime's own. dcvs: whether the HTP may change its clock while it runs, which no runtime here
+    takes as a setting of its own: it follows from the profile.
     """
 
     perf_profile: str = "burst"
-    dcvs: bool = False
     rpc_polling_us: int = 0
     rpc_control_latency_us: int = 0
+    dcvs: bool = field(init=False)
 
     def __post_init__(self) -> None:
         if self.perf_profile not in PERF_PROFILES:
             raise unknown_name("performance profile", self.perf_profile, PERF_PROFILES)
+        object.__setattr__(self, "dcvs", self.perf_profile not in FIXED_CLOCK)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunSettings:
+        """The run settings of a manifest."""
+        return cls(**{k: v for k, v in values.items() if k != "dcvs"})
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,9 @@ def test_optimize_keeps_what_it_cannot_better(small_stack, tmp_path):
         (["--battery-mode", "efficient", "--dynamic-scaling"], "power_saver", True, 0),
         (["--dynamic-scaling", "enabled", "--battery-mode", "balanced"], "balanced", True, 0),
         (["--battery-mode", "performance", "--dynamic-scaling", "disabled"], "burst", False, 9999),
-        ([], "balanced", False, 0),
+        (["--battery-mode", "performance", "--dynamic-scaling"], "balanced", True, 9999),
+        (["--dynamic-scaling", "disabled"], "sustained_high_performance", False, 0),
+        ([], "balanced", True, 0),
     ],
 )
 def test_power_optimize_stores_run_settings(artifact, tmp_path, arguments, profile, dcvs, polling):
@@ -285,6 +287,15 @@ def test_power_optimize_stores_run_settings(artifact, tmp_path, arguments, profi
 )
 def test_an_option_that_may_stand_bare(given, read):
     assert normalised(["power-optimize", *given]) == ["power-optimize", *read]
+
+
+def test_a_power_saver_cannot_hold_its_clock(small_stack, tmp_path):
+    with pytest.raises(UserError, match="No profile of battery mode efficient holds"):
+        optimized(
+            "power-optimize", small_stack, tmp_path / "o.qnn",
+            "--battery-mode", "efficient", "--dynamic-scaling", "disabled",
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("words", [["enabled"], ["--dynamic-scaling", "maybe"]])

@@ -78,7 +78,7 @@ def test_strips_end_the_spilling(spilling, tmp_path):
 
 
 def test_never_worse_and_kept_when_nothing_helps(spilling, tmp_path):
-    settings = RunSettings(perf_profile="power_saver", dcvs=True)
+    settings = RunSettings(perf_profile="power_saver")
     done = optimize_artifact(
         spilling,
         tmp_path / "o.qnn",
