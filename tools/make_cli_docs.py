@@ -69,7 +69,7 @@ def reference() -> str:
     ]
     for name, command in commands(group):
         lines += ["", f"## {name}", "", inspect.cleandoc(command.help or "")]
-        rows = [_parameter(p) for p in command.params if p.name != "help"]
+        rows = [_parameter(p) for p in command.params if p.name != "help" and not p.hidden]
         if rows:
             lines += ["", "| option | takes | default | |", "|---|---|---|---|", *rows]
     return "\n".join(lines) + "\n"

@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         methods: Annotated[
             str | None,
-            typer.Option(help="all, or e.g. fp16,int8,int4[block_size=32],hybrid+qat."),
+            typer.Option(help="all, or e.g. fp16,int8,int4[block-size=32],hybrid+qat."),
         ] = None,
         mock: Annotated[
             bool | None,

@@ -64,9 +64,15 @@ def register(app: typer.Typer) -> None:
         max_accuracy_drop: Annotated[
             str, typer.Option(help="Below the float model: points (0.5pt) or percent of it (5%).")
         ] = "1pt",
-        max_latency_ms: Annotated[float | None, typer.Option(min=0.0)] = None,
-        max_size_mb: Annotated[float | None, typer.Option(min=0.0)] = None,
-        max_energy_mj: Annotated[float | None, typer.Option(min=0.0)] = None,
+        max_latency_ms: Annotated[
+            float | None, typer.Option(min=0.0, help="Slower variants are not shipped.")
+        ] = None,
+        max_size_mb: Annotated[
+            float | None, typer.Option(min=0.0, help="Of the context binary; MB = 1e6 bytes.")
+        ] = None,
+        max_energy_mj: Annotated[
+            float | None, typer.Option(min=0.0, help="Net energy of one inference.")
+        ] = None,
         objective: Annotated[
             str, typer.Option(help="What to ship the best of: latency, energy, size, ...")
         ] = "latency",

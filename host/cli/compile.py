@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 def compile_(
     model_path: Annotated[
-        Path, typer.Option(help="float or QDQ .onnx, .pt2 or TorchScript .pt; compiled as it is")
+        Path, typer.Option(help="Float or QDQ .onnx, .pt2 or TorchScript .pt; compiled as it is.")
     ],
-    output_path: Annotated[Path, typer.Option(help="the artifact to write (.qnn)")],
-    device: Annotated[str, typer.Option(help="SoC ids joined by commas, or `all`")] = "sm8650",
+    output_path: Annotated[Path, typer.Option(help="The artifact to write (.qnn).")],
+    device: Annotated[str, typer.Option(help="SoC ids joined by commas, or `all`.")] = "sm8650",
     option: Annotated[
-        list[str] | None, typer.Option(help="compile option name=value (repeatable)")
+        list[str] | None, typer.Option(help="Compile option name=value (repeatable).")
     ] = None,
     task: Annotated[
-        Path | None, typer.Option(help="task file .npz whose first samples become the goldens")
+        Path | None, typer.Option(help="Task file .npz whose first samples become the goldens.")
     ] = None,
-    model_type: Annotated[str | None, typer.Option(help="kind of synthetic inputs")] = None,
+    model_type: Annotated[str | None, typer.Option(help="Kind of synthetic inputs.")] = None,
     input_shape: Annotated[
-        list[str] | None, typer.Option(help="name:1,3,224,224 for a dynamic input (repeatable)")
+        list[str] | None, typer.Option(help="name:1,3,224,224 for a dynamic input (repeatable).")
     ] = None,
-    golden_samples: Annotated[int, typer.Option(min=1, help="inferences stored per SoC")] = 2,
-    perf_profile: Annotated[str, typer.Option(help="HTP performance profile stored")] = "burst",
+    golden_samples: Annotated[int, typer.Option(min=1, help="Inferences stored per SoC.")] = 2,
+    perf_profile: Annotated[str, typer.Option(help="HTP performance profile stored.")] = "burst",
     htp_sparse_compression: Annotated[
-        bool, typer.Option(help="experimental: compress pruned int8 weights (v73 and later)")
+        bool, typer.Option(help="Experimental: compress pruned int8 weights (v73 and later).")
     ] = False,
     backend: Annotated[
-        str, typer.Option(help="auto (the SDK where QAIRT_SDK_ROOT is set), ort, or qairt")
+        str, typer.Option(help="auto (the SDK where QAIRT_SDK_ROOT is set), ort, or qairt.")
     ] = "auto",
 ) -> None:
     """Compile a model for one or more SoCs, strictly: every node on the HTP, or none."""

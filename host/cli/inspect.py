@@ -28,23 +28,23 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 def inspect(
     path: Annotated[
-        Path | None, typer.Argument(help="an artifact (.qnn), a context binary (.bin), or .onnx")
+        Path | None, typer.Argument(help="An artifact (.qnn), a context binary (.bin), or .onnx.")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="JSON instead of tables")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
     nodes: Annotated[
-        bool, typer.Option("--nodes", help="also the QNN operators each ONNX node became")
+        bool, typer.Option("--nodes", help="Also the QNN operators each ONNX node became.")
     ] = False,
     tensors: Annotated[
         bool, typer.Option("--tensors", help="also the encoding of every quantized tensor")
     ] = False,
     fallback: Annotated[
-        Path | None, typer.Option(help="an .onnx: list the nodes the HTP refuses, and why")
+        Path | None, typer.Option(help="An .onnx: list the nodes the HTP refuses, and why.")
     ] = None,
     schedule: Annotated[
         bool,
-        typer.Option("--schedule", help="compile again and summarise the compiler's schedule"),
+        typer.Option("--schedule", help="Compile again and summarise the compiler's schedule."),
     ] = False,
-    device: Annotated[str, typer.Option(help="SoC for --fallback and --schedule")] = "",
+    device: Annotated[str, typer.Option(help="SoC for --fallback and --schedule.")] = "",
 ) -> None:
     """Show SoCs, toolchain, graphs, tensors, memory and sizes, and check every checksum."""
     from quant.artifact import open_artifact

@@ -58,10 +58,10 @@ _PROFILES = {
 # RPC polling and control latency in us, where the fastest answer is worth the power.
 _PERFORMANCE_RPC = (9999, 100)
 
-ModelPath = Annotated[Path, typer.Option(help="artifact (.qnn), or a float or QDQ .onnx")]
-OutputPath = Annotated[Path, typer.Option(help="the artifact to write (.qnn)")]
+ModelPath = Annotated[Path, typer.Option(help="Artifact (.qnn), or a float or QDQ .onnx.")]
+OutputPath = Annotated[Path, typer.Option(help="The artifact to write (.qnn).")]
 Device = Annotated[
-    str | None, typer.Option(help="SoC ids joined by commas (default: those of the artifact)")
+    str | None, typer.Option(help="SoC ids joined by commas (default: those of the artifact).")
 ]
 
 
@@ -70,10 +70,10 @@ def optimize(
     output_path: OutputPath,
     device: Device = None,
     objectives: Annotated[
-        str, typer.Option("--optimize", help="memory, power, latency, joined by commas")
+        str, typer.Option("--optimize", help="memory, power, latency, joined by commas.")
     ] = "memory,power,latency",
     integer_io: Annotated[
-        bool, typer.Option(help="also try integer inputs and outputs: changes the interface")
+        bool, typer.Option(help="Also try integer inputs and outputs: changes the interface.")
     ] = False,
 ) -> None:
     """Search compile options and strips for the objectives; never worse than the input."""
@@ -89,10 +89,12 @@ def memory_optimize(
     device: Device = None,
     cache_config: Annotated[
         CacheConfig,
-        typer.Option(help="VTCM: off = as given, balanced = half left to others, aggressive = all"),
+        typer.Option(
+            help="VTCM: off = as given, balanced = half left to others, aggressive = all."
+        ),
     ] = CacheConfig.AGGRESSIVE,
     tiling_strategy: Annotated[
-        Tiling, typer.Option(help="default = the compiler's, optimal = search modes and strips")
+        Tiling, typer.Option(help="default = the compiler's, optimal = search modes and strips.")
     ] = Tiling.OPTIMAL,
 ) -> None:
     """Reduce DDR traffic: VTCM use, finalization modes, strips with halos where a graph spills."""
@@ -108,12 +110,12 @@ def power_optimize(
     output_path: OutputPath,
     device: Device = None,
     battery_mode: Annotated[
-        BatteryMode, typer.Option(help="run-time settings kept in the artifact")
+        BatteryMode, typer.Option(help="Run-time settings kept in the artifact.")
     ] = BatteryMode.BALANCED,
     dynamic_scaling: Annotated[
         Scaling | None,
         typer.Option(
-            help="whether the HTP may change its clock (bare: enabled; default: the mode's way)"
+            help="Whether the HTP may change its clock (bare: enabled; default: the mode's way)."
         ),
     ] = None,
 ) -> None:

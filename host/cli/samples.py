@@ -43,12 +43,12 @@ def list_samples() -> None:
 
 
 def build_sample(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="a sample of `qhost samples list`")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A sample of `qhost samples list`.")],
     output_dir: Annotated[
-        Path | None, typer.Option(help="where the files go (default: the cache folder)")
+        Path | None, typer.Option(help="Where the files go (default: the cache folder).")
     ] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="downloads and built samples (default: ~/.cache/qhost)")
+        Path | None, typer.Option(help="Downloads and built samples (default: ~/.cache/qhost).")
     ] = None,
 ) -> None:
     """Fetch, convert and check one sample; takes seconds to minutes."""
