@@ -71,11 +71,6 @@ def inspect(
         else:
             _print_context(terminal.stdout(), path.name, info, path.stat().st_size)
         return
-    if path.suffix == ".onnx":
-        raise UserError(
-            f"{path.name} is a model, not an artifact.",
-            f"--schedule shows what the compiler makes of it, --fallback {path} what it refuses.",
-        )
     artifact = open_artifact(path)
     contexts = _read_contexts(artifact)
     if json_output:
@@ -180,7 +175,7 @@ def _show_tensors(path: Path, json_output: bool, *, asked: bool) -> None:
     if json_output:
         print(json.dumps([dataclasses.asdict(r) for r in rows], indent=2))
     else:
-        _print_tensors(Console(), rows)
+        _print_tensors(terminal.stdout(), rows)
 
 
 def _print_tensors(console: Console, rows: list[QuantizedTensor]) -> None:
