@@ -38,6 +38,7 @@ CLASS_METRICS = {"top1", "top5", "perplexity", "token_top1"}
 _WARM_UP = 0.05  # share of the steps in which the rate rises
 _BETAS, _EPSILON = (0.9, 0.99), 1e-8
 _HELD_OUT = 8  # one sample in so many judges the result and is not trained on
+_TARGET_BYTES = 256_000_000  # of the teacher's outputs kept; beyond, they are computed each time
 _FEWEST_HELD_OUT, _MOST_HELD_OUT = 16, 256
 
 
@@ -214,6 +215,35 @@ class _Trainer:
         if len(data) > 1:
             self.student.check(probe)
             self.teacher.check(probe)
+        self.targets = self._targets(probe)
+
+    def _targets(self, probe: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The teacher's outputs for every sample, (samples, ...), where memory allows.
+
+        Always in the same batches, so that a resumed training gets the same bits.
+        """
+        import torch
+
+        with torch.no_grad():
+            count = len(next(iter(probe.values()))) // max(self.specs[0].shape[0], 1)
+            one = sum(v.nbytes for v in self.teacher(probe).values()) / count
+            if one * len(self.data) > _TARGET_BYTES:
+                return None
+            parts: list[dict[str, Tensor]] = []
+            for start in range(0, len(self.data), self.batch):
+                rows = np.arange(start, min(start + self.batch, len(self.data)))
+                outputs = self.teacher(batch_of(self.specs, self.data, rows))
+                n = len(rows)
+                parts.append({k: v.reshape(n, -1, *v.shape[1:]) for k, v in outputs.items()})
+        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+
+    def target_of(self, rows: Array, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        import torch
+
+        if self.targets is not None:
+            return {k: v[rows].flatten(0, 1) for k, v in self.targets.items()}
+        with torch.no_grad():
+            return self.teacher(feeds)
 
     def loss_of(self, rows: Array) -> Tensor:
         import torch
@@ -222,8 +252,7 @@ class _Trainer:
         labels = None
         if self.loss.labelled and self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[rows].astype(np.int64))
-        with torch.no_grad():
-            target = self.teacher(feeds)
+        target = self.target_of(rows, feeds)
         outputs = self.student(feeds, self.parameters.initializers(), self.parameters.quantizer)
         return self.loss(outputs, target, labels)
 
