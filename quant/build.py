@@ -122,7 +122,8 @@ def cached_artifact(request: BuildRequest, model: Model, task: Task) -> Artifact
 
 def build(request: BuildRequest, on_stage: StageCallback) -> BuildResult:
     """Build the artifact, or find it in the cache. on_stage(name, 0.0) begins a stage, ends it
-    with its seconds. Raises UserError for what the user can mend, ToolchainError otherwise."""
+    with its seconds; of a training, on_stage(progress, 0.0) says how far it is. Raises UserError
+    for what the user can mend, ToolchainError otherwise."""
     stages: dict[str, float] = {}
 
     @contextlib.contextmanager
@@ -143,7 +144,9 @@ def build(request: BuildRequest, on_stage: StageCallback) -> BuildResult:
         return BuildResult(target, True, {})
     (variant,) = parse_methods(request.variant)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="qhost-build-") as tmp:
+    progress = training.told(lambda text: on_stage(text, 0.0))
+    trained_in = training.Session(request.cache_dir / "training", progress)
+    with training.use(trained_in), tempfile.TemporaryDirectory(prefix="qhost-build-") as tmp:
         contents = _build(Path(tmp), request, variant, model, task, stage)
         with stage("package"):
             write_artifact(target, contents)
@@ -159,7 +162,7 @@ def _build(
     stage: Callable[[str], contextlib.AbstractContextManager[None]],
 ) -> ArtifactContents:
     soc = get_soc(request.soc)
-    with stage("quantize"), training.use(training.Session(request.cache_dir / "training")):
+    with stage("quantize"):
         quantized = quantize(model, task, variant)
         model_onnx = tmp / "model.onnx"
         save(export(quantized), model_onnx)

@@ -146,16 +146,22 @@ def _to_onnx(
     shapes: dict[str, tuple[int, ...]],
     output_path: Path,
 ) -> dict[str, Any]:
+    from host.config import cache_dir, resolve
     from quant.build import quality_json
     from quant.evaluate import evaluate_outputs, run_ort
     from quant.figures import Provenance
     from quant.methods.grammar import export, quantize
     from quant.model import load, save
     from quant.task import load_task
+    from quant.train import session
 
     model = load(model_path, input_shapes=shapes)
     task = load_task(task_path, model, model_type=model_type, metric=metric)
-    quantized = quantize(model, task, variant)
+    progress = session.told(terminal.stderr().print)
+    with session.use(
+        session.Session(cache_dir(resolve()["cache_dir"].value) / "training", progress)
+    ):
+        quantized = quantize(model, task, variant)
     with tempfile.TemporaryDirectory(prefix="qhost-quantize-") as tmp:
         save(model, Path(tmp) / "float.onnx")
         save(export(quantized), Path(tmp) / "qdq.onnx")
@@ -202,10 +208,13 @@ def _to_artifact(
         emulator_samples=emulator_samples,
     )
     progress = terminal.stderr()
-    result = build(
-        request,
-        lambda stage, s: progress.print(f"{stage} {s:.1f} s") if s else None,
-    )
+
+    def on_stage(stage: str, seconds: float) -> None:
+        if seconds or stage.startswith("training"):
+            tail = f" {seconds:.1f} s" if seconds else ""
+            progress.print(f"{stage}{tail}", soft_wrap=True)
+
+    result = build(request, on_stage)
     part = output_path.with_name(f".{output_path.name}.part")
     shutil.copyfile(result.artifact, part)
     part.replace(output_path)

@@ -31,7 +31,7 @@ def _function() -> Any:
             slope = torch.addcmul(clipped, ratio, inside, value=-1.0, out=step)
             ctx.save_for_backward(inside, slope)
             ctx.scale_shape = scale.shape
-            return torch.mul(clipped, scale, out=ratio) if scale.dim() == 0 else clipped * scale
+            return clipped.mul_(scale) if scale.dim() == 0 else clipped * scale
 
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor) -> Any:
@@ -39,8 +39,10 @@ def _function() -> Any:
             inside, slope = ctx.saved_tensors
             to_scale = None
             if ctx.needs_input_grad[1]:
-                if ctx.scale_shape == ():
-                    to_scale = torch.dot(gradient.reshape(-1), slope.reshape(-1))
+                if ctx.scale_shape == () and gradient.stride() == slope.stride():
+                    # Both are dense in the same order: one sum over the memory as it lies.
+                    flat = [t.as_strided((t.numel(),), (1,)) for t in (gradient, slope)]
+                    to_scale = torch.dot(*flat)
                 else:
                     to_scale = (gradient * slope).sum_to_size(ctx.scale_shape)
             return gradient * inside, to_scale, None, None, None

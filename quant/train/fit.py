@@ -26,7 +26,7 @@ from quant.methods.base import Quantized
 from quant.model import Model, TensorSpec
 from quant.npz import load_npz, npz_bytes
 from quant.task import Task
-from quant.train import require, session
+from quant.train import memory, require, session
 from quant.train.graph import TorchGraph
 from quant.train.parameters import Parameters, Trained
 
@@ -106,7 +106,7 @@ def fit(
     """
     require("Training")
     labelled = uses_labels(data, task, options.loss)
-    with _deterministic(options.seed):
+    with _deterministic(options.seed), memory.kept():
         return _fit(state, teacher, task, data, options, trained or Trained(), labelled)
 
 
@@ -149,7 +149,10 @@ def batch_of(specs: tuple[TensorSpec, ...], data: Dataset, rows: Array) -> dict[
         picked = data.inputs[spec.name][rows].astype(spec.dtype, copy=False)
         lead = spec.shape[0] if spec.shape else 1
         shape = (len(rows) * lead, *spec.shape[1:])
-        out[spec.name] = torch.from_numpy(np.ascontiguousarray(picked.reshape(shape)))
+        laid = torch.from_numpy(np.ascontiguousarray(picked.reshape(shape)))
+        # Channels innermost: depthwise convolutions take half the time backwards.
+        image = laid.dim() == 4 and laid.is_floating_point()
+        out[spec.name] = laid.contiguous(memory_format=torch.channels_last) if image else laid
     return out
 
 

@@ -136,6 +136,10 @@ def batch_norm(node: ir.Node, x: Sequence[Tensor]) -> Tensor:
 def clip(node: ir.Node, x: Sequence[Tensor]) -> Tensor:
     low = x[1] if len(x) > 1 else None
     high = x[2] if len(x) > 2 else None
+    if low is not None and high is not None:  # one pass backwards where clamp takes four
+        import torch
+
+        return torch.nn.functional.hardtanh(x[0], float(low), float(high))
     return x[0].clamp(None if low is None else float(low), None if high is None else float(high))
 
 
