@@ -1,9 +1,11 @@
 # Two commands for a fresh Debian machine with python3 >= 3.11 (with venv) and make:
-#   make bench   the main job on the embedded sample and an emulated SM8650, no hardware
+#   make bench   the main job on the embedded sample and an emulated SM8650, no hardware; with
+#                torch for the methods that train (make bench EXTRAS= goes without: they are skipped)
 #   make test    lint, types, import rules and the test suite
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+EXTRAS ?= train
 
 .PHONY: bench test lint install install-dev protos clean
 
@@ -30,7 +32,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -4,25 +4,42 @@
     python tools/bench_train.py run SAMPLE_DIR --train train.npz --seeds 3 'qat[weight-bits=4]' ...
 
 `run` quantizes, evaluates the exported QDQ graph in onnxruntime (float arithmetic between Q and
-DQ) and prints one JSON line per variant and seed. In a variant, TRAIN stands for the file and SEED
-for the seed. Needs the extra `train`.
+DQ) and prints one JSON line per variant and seed, with what the saved file holds: distinct
+integers per clustered tensor, groups that break an n:m pattern, bytes of initializers. With
+--soc it compiles as well and looks the clustered integers up in the context binary. In a variant,
+TRAIN stands for the file and SEED for the seed. Needs the extra `train`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 
 from quant.evaluate import evaluate_outputs, run_model
 from quant.figures import Provenance
-from quant.methods.grammar import export, parse_methods, quantize
-from quant.model import load
+from quant.graph import array_of
+from quant.htp.compile import compile_context
+from quant.htp.options import HtpOptions
+from quant.htp.soc import get_soc
+from quant.layers import linear_layers
+from quant.methods.base import Quantized
+from quant.methods.grammar import Variant, export, parse_methods, quantize
+from quant.methods.sparse import SparseOptions, eligible
+from quant.model import load, save
+from quant.pruning import Pattern, parse_pattern
 from quant.task import load_task
+
+Array = np.ndarray[Any, Any]
+_TILE = 32
 
 
 def make_data(sample: str, output: Path, samples: int, work: Path) -> None:
@@ -57,33 +74,134 @@ def make_data(sample: str, output: Path, samples: int, work: Path) -> None:
         raise SystemExit(f"no training data is known for {sample}")
 
 
-def run(directory: Path, train: Path | None, variants: list[str], seeds: int, n: int) -> None:
+def saved_integers(path: Path) -> dict[str, Array]:
+    """Quantized weights of a saved QDQ graph by the name of the float weight."""
+    return {
+        t.name.removesuffix("_quantized"): onnx.numpy_helper.to_array(t).astype(np.int64)
+        for t in onnx.load(path).graph.initializer
+        if t.name.endswith("_quantized")
+    }
+
+
+def broken_groups(codes: Array, pattern: Pattern, axis: int) -> int:
+    """Groups of m consecutive input channels of one tap that hold more than n non-zeros."""
+    moved = np.moveaxis(codes, axis, -1)
+    groups = moved.reshape(*moved.shape[:-1], -1, pattern.m)
+    return int(((groups != 0).sum(-1) > pattern.n).sum())
+
+
+def pattern_of(variant: Variant) -> Pattern | None:
+    given = [s.options for s in variant.steps if isinstance(s.options, SparseOptions)]
+    return parse_pattern(given[-1].structured_pattern) if given else None
+
+
+def file_facts(state: Quantized, variant: Variant, path: Path) -> dict[str, Any]:
+    """What the saved file holds, read back from it."""
+    codes = saved_integers(path)
+    tensors = onnx.load(path).graph.initializer
+    facts: dict[str, Any] = {
+        "initializer_bytes": sum(onnx.numpy_helper.to_array(t).nbytes for t in tensors)
+    }
+    if state.codebooks:
+        facts["clustered_tensors"] = len(state.codebooks)
+        facts["most_distinct"] = max(int(np.unique(codes[n]).size) for n in state.codebooks)
+    pattern = pattern_of(variant)
+    if pattern is not None:
+        held: dict[str, int] = {}
+        for layer in linear_layers(state.model):
+            shape = tuple(array_of(state.model.ir.graph.initializers[layer.weight]).shape)
+            if eligible(layer, shape, pattern):
+                axis = 1 if layer.is_conv else 1 - layer.axis
+                held[layer.weight] = broken_groups(codes[layer.weight], pattern, axis)
+        facts["pattern_layers"] = len(held)
+        facts["pattern_broken_groups"] = sum(held.values())
+        zeros = [float((codes[n] == 0).mean()) for n in held]
+        facts["least_zeros_of_a_layer"] = min(zeros)
+    return facts
+
+
+def found_in(context: Array, codes: Array) -> bool:
+    """Whether a stretch of the context binary is these int8 weights in some order.
+
+    The compiler reorders weights into tiles and may fill channels up to whole tiles of 32 with
+    zeros: the stretch then has the same non-zero bytes equally often, and zeros.
+    """
+    taps = int(np.prod(codes.shape[2:]))
+    padded = taps * int(np.prod([-(-n // _TILE) * _TILE for n in codes.shape[:2]]))
+    data = codes.astype(np.int8).view(np.uint8).reshape(-1)
+    return any(_stretch(context, data, length) for length in sorted({data.size, padded}))
+
+
+def _stretch(context: Array, data: Array, length: int) -> bool:
+    values, counts = np.unique(data[data != 0], return_counts=True)
+    allowed = np.isin(context, values) | (context == 0)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], allowed.astype(np.int8), [0]])))
+    for start, end in edges.reshape(-1, 2):
+        if end - start < length:
+            continue
+        alike = np.ones(end - start - length + 1, bool)
+        for value, count in zip(values, counts, strict=True):
+            total = np.concatenate([[0], np.cumsum(context[start:end] == value)])
+            alike &= total[length:] - total[:-length] == count
+        if alike.any():
+            return True
+    return False
+
+
+def compiled_facts(state: Quantized, path: Path, soc: str) -> dict[str, Any]:
+    """Bytes of the context, and which clustered tensors lie in it as their codebook's integers."""
+    with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
+        compiled = compile_context(path, get_soc(soc), HtpOptions(), Path(folder))
+        context = np.fromfile(compiled.context_bin, np.uint8)
+    facts: dict[str, Any] = {"context_bytes": context.size}
+    if state.codebooks:
+        codes = saved_integers(path)
+        found = {n: found_in(context, codes[n]) for n in state.codebooks}
+        facts["found_in_context"] = f"{sum(found.values())} of {len(found)}"
+        facts["not_found"] = [n for n, there in found.items() if not there]
+    return facts
+
+
+def run(
+    directory: Path, train: Path | None, variants: list[str], seeds: range, n: int, soc: str
+) -> None:
     model = load(directory / "model.onnx")
     task = load_task(directory / "task.npz", model)
     reference = run_model(model, task, n)
     score = evaluate_outputs(task, reference, reference, Provenance.ORT_CPU)
-    print(json.dumps({"variant": "float", "metric": score.metric, "value": score.value}))
+    first = {"variant": "float", "metric": score.metric, "value": score.value, "n": score.n}
+    print(json.dumps(first), flush=True)
     for text in variants:
         values = []
-        for seed in range(seeds):
+        for seed in seeds:
             given = text.replace("TRAIN", str(train)).replace("SEED", str(seed))
             (variant,) = parse_methods(given)
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             state = quantize(model, task, variant)
-            seconds = time.perf_counter() - start
-            outputs = run_model(export(state), task, n)
+            exported = export(state)
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+            with tempfile.TemporaryDirectory(prefix="bench-train-") as folder:
+                path = Path(folder) / "model.onnx"
+                save(exported, path)
+                facts = file_facts(state, variant, path)
+                if soc:
+                    facts |= compiled_facts(state, path, soc)
+            outputs = run_model(exported, task, n)
             score = evaluate_outputs(task, reference, outputs, Provenance.ORT_CPU)
             values.append(score.value or 0.0)
             row = {
-                "variant": variant.canonical,
+                "variant": variant.canonical.replace(str(train), "TRAIN"),
                 "value": score.value,
                 "sqnr_db": round(score.sqnr_db, 2),
                 "agreement": score.agreement,
                 "seconds": round(seconds, 1),
+                "cpu_s": round(cpu, 1),
+                "load": round(os.getloadavg()[1], 1),
+                **facts,
                 "notes": state.notes,
             }
             print(json.dumps(row), flush=True)
-        if seeds > 1:
+        if len(values) > 1:
             print(json.dumps({"variant": text, "median": statistics.median(values)}), flush=True)
 
 
@@ -99,13 +217,16 @@ def main() -> None:
     bench.add_argument("sample_dir", type=Path)
     bench.add_argument("variants", nargs="+")
     bench.add_argument("--train", type=Path)
-    bench.add_argument("--seeds", type=int, default=1)
+    bench.add_argument("--seeds", type=int, default=1, help="how many, from --first-seed")
+    bench.add_argument("--first-seed", type=int, default=0)
+    bench.add_argument("--soc", default="", help="compile for it, too: sm8650")
     bench.add_argument("--samples", type=int, default=1000)
     given = parser.parse_args()
     if given.verb == "data":
         make_data(given.sample, given.output, given.samples, given.work_dir)
     else:
-        run(given.sample_dir, given.train, given.variants, given.seeds, given.samples)
+        seeds = range(given.first_seed, given.first_seed + given.seeds)
+        run(given.sample_dir, given.train, given.variants, seeds, given.samples, given.soc)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from host.errors import UserError
 
 if TYPE_CHECKING:
     from quant.methods import Method, Quantized
+    from quant.methods.grammar import Variant
 
 # Options that every method has, in the order of --help; the method's own follow.
 _COMMON = (
@@ -39,7 +40,9 @@ def register(app: typer.Typer) -> None:
     from quant.methods import METHODS
 
     quantize = typer.Typer(
-        help="Quantize a model with one method: accuracy, report per layer, artifact.",
+        cls=_Variants,
+        help="Quantize a model: accuracy, report per layer, artifact. Besides the methods below, "
+        "COMMAND may be a composition as --methods takes it: 'hybrid+qat[weight-bits=4]'.",
         no_args_is_help=True,
         rich_markup_mode=None,
     )
@@ -56,16 +59,46 @@ def _command(method: Method) -> Callable[..., None]:
     """
 
     def run(**values: Any) -> None:
-        own = {f.name: values.pop(f.name) for f in fields(method.options)}
-        _quantize(method.name, own, **values)
+        from quant.methods.grammar import make_variant
 
-    parameters = [_parameter(name, kind, default, text) for name, kind, default, text in _COMMON]
+        own = {f.name: values.pop(f.name) for f in fields(method.options)}
+        _quantize(make_variant(method.name, **own), **values)
+
     hints = get_type_hints(method.options)
-    for f in fields(method.options):
-        parameters.append(_parameter(f.name, hints[f.name] | None, None, _help(f)))
+    own = [_parameter(f.name, hints[f.name] | None, None, _help(f)) for f in fields(method.options)]
+    return _with_parameters(run, method.name, own)
+
+
+class _Variants(typer.core.TyperGroup):
+    """The methods, and whatever else the --methods grammar can say, options in its brackets."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        known = super().get_command(ctx, cmd_name)
+        if known is not None or not set(cmd_name) & set("+["):
+            return known
+        from quant.methods.grammar import parse_methods
+
+        variants = parse_methods(cmd_name)
+        if len(variants) > 1:
+            raise UserError(
+                f"{cmd_name!r} is {len(variants)} variants, and one is quantized at a time.",
+                "qhost bench --methods takes several.",
+            )
+        run = _with_parameters(lambda **values: _quantize(variants[0], **values), "variant", [])
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(cmd_name, help=f"Quantize with {variants[0].canonical}.")(run)
+        return typer.main.get_command(app)
+
+
+def _with_parameters(
+    run: Callable[..., None], name: str, own: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """`run` with the signature that Typer reads: the common options, then its own."""
+    common = [_parameter(name, kind, default, text) for name, kind, default, text in _COMMON]
+    parameters = [*common, *own]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__name__ = method.name
+    run.__name__ = name
     return run
 
 
@@ -87,8 +120,7 @@ def _parameter(name: str, kind: Any, default: Any, text: str) -> inspect.Paramet
 
 
 def _quantize(
-    method: str,
-    options: dict[str, Any],
+    variant: Variant,
     *,
     model_path: Path,
     output_path: Path,
@@ -104,7 +136,6 @@ def _quantize(
     from host.bench.prepare import parse_input_shapes
     from host.devices import DEFAULT_SOC, EMULATED_PREFIX
     from quant.htp.soc import get_soc
-    from quant.methods.grammar import make_variant
 
     if output_path.suffix not in {".qnn", ".onnx"}:
         raise UserError(
@@ -113,7 +144,6 @@ def _quantize(
         )
     if not output_path.resolve().parent.is_dir():
         raise UserError(f"The folder {output_path.parent} does not exist.", "Create it first.")
-    variant = make_variant(method, **options)
     soc = get_soc((device or DEFAULT_SOC).removeprefix(EMULATED_PREFIX))
     shapes = parse_input_shapes(input_shape or [])
     start = time.perf_counter()
@@ -142,7 +172,7 @@ def _to_onnx(
     task_path: Path | None,
     model_type: str | None,
     metric: str | None,
-    variant: Any,
+    variant: Variant,
     shapes: dict[str, tuple[int, ...]],
     output_path: Path,
 ) -> dict[str, Any]:
@@ -184,7 +214,7 @@ def _to_artifact(
     task_path: Path | None,
     model_type: str | None,
     metric: str | None,
-    variant: Any,
+    variant: Variant,
     shapes: dict[str, tuple[int, ...]],
     output_path: Path,
     soc: str,

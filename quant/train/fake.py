@@ -17,42 +17,42 @@ Tensor = Any
 def _function() -> Any:
     import torch
 
+    # Keeps a value where the second operand lies inside the limits, else 0: one pass, where a
+    # mask of booleans takes three.
+    inside = torch.ops.aten.hardtanh_backward
+
     class Fake(torch.autograd.Function):  # type: ignore[misc]  # torch is not typed here
         @staticmethod
-        def forward(
-            ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int
-        ) -> Tensor:
-            # In place where it can be: the memory's speed decides here. Shifting by the zero point
-            # is exact on integers, so the codes are those of QuantizeLinear.
+        def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
             ratio = x / scale
-            step = torch.round(ratio)
-            clipped = torch.clamp(step, low - zero, high - zero)
-            inside = step == clipped
-            slope = torch.addcmul(clipped, ratio, inside, value=-1.0, out=step)
-            ctx.save_for_backward(inside, slope)
-            ctx.scale_shape = scale.shape
-            return clipped.mul_(scale) if scale.dim() == 0 else clipped * scale
+            step = torch.round(ratio).clamp_(low, high)
+            if any(ctx.needs_input_grad):
+                ctx.limits = low - 0.5, high + 0.5
+                ctx.save_for_backward(ratio, step - inside(ratio, ratio, *ctx.limits))
+            return step.mul_(scale)
 
         @staticmethod
         def backward(ctx: Any, *gradients: Tensor) -> Any:
             (gradient,) = gradients
-            inside, slope = ctx.saved_tensors
+            ratio, slope = ctx.saved_tensors
             to_scale = None
             if ctx.needs_input_grad[1]:
-                if ctx.scale_shape == () and gradient.stride() == slope.stride():
-                    # Both are dense in the same order: one sum over the memory as it lies.
-                    flat = [t.as_strided((t.numel(),), (1,)) for t in (gradient, slope)]
-                    to_scale = torch.dot(*flat)
-                else:
-                    to_scale = (gradient * slope).sum_to_size(ctx.scale_shape)
-            return gradient * inside, to_scale, None, None, None
+                if gradient.stride() != slope.stride():
+                    gradient = torch.empty_like(slope).copy_(gradient)
+                # Both are dense in the same order: one sum over the memory as it lies.
+                flat = [t.as_strided((t.numel(),), (1,)) for t in (gradient, slope)]
+                to_scale = torch.dot(*flat)
+            return inside(gradient, ratio, *ctx.limits), to_scale, None, None
 
     return Fake
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-    """x as its integer codes tell it; scale and zero broadcast against x."""
-    return _function().apply(x, scale, zero, low, high)
+def fake_quantize(x: Tensor, scale: Tensor, zero: int, low: int, high: int) -> Tensor:
+    """x as its integer codes tell it; scale () is a tensor.
+
+    The zero point shifts the limits instead of the codes, which is the same for integers.
+    """
+    return _function().apply(x, scale, low - zero, high - zero)
 
 
 def rounded(x: Tensor, low: int, high: int) -> Tensor:

@@ -261,5 +261,5 @@ class Parameters:
 
 
 def _fake(value: Tensor, scale: Tensor, encoding: Encoding) -> Tensor:
-    zero = value.new_tensor(float(encoding.zero_point))
+    zero = int(encoding.zero_point)
     return fake_quantize(value, scale, zero, encoding.qmin, encoding.qmax)

@@ -80,7 +80,7 @@ def test_the_fake_quantizer_is_the_encodings_and_has_the_gradients_of_lsq():
     x = np.random.default_rng(0).uniform(-2, 4, 2000).astype(np.float32)
     value = torch.from_numpy(x).requires_grad_()
     scale = torch.from_numpy(np.array(encoding.scale)).requires_grad_()
-    zero = torch.tensor(float(encoding.zero_point))
+    zero = int(encoding.zero_point)
     out = fake_quantize(value, scale, zero, encoding.qmin, encoding.qmax)
     assert np.array_equal(out.detach().numpy(), encoding.fake(x))
     out.sum().backward()
