@@ -19,12 +19,12 @@ from quant.encoding import Encoding, QuantPlan
 from quant.errors import UserError
 from quant.graph import array_of, int_attribute, name_of
 from quant.layers import Layer, from_matrix, linear_layers, to_matrix
-from quant.methods.base import Quantized
 from quant.model import wrap
 from quant.planning import plan_biases
 from quant.report import with_layers
 from quant.reweight import greedy_round, input_moments, scale_of
 from quant.rounding import Moments
+from quant.state import Quantized
 from quant.task import Task
 
 Array = np.ndarray[Any, Any]

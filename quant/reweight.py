@@ -18,12 +18,12 @@ from quant.codebook import nearest
 from quant.encoding import Encoding
 from quant.graph import array_of
 from quant.layers import Layer, input_rows, linear_layers, to_matrix, token_mask
-from quant.methods.base import Quantized
 from quant.model import Model
 from quant.planning import plan_biases
 from quant.report import with_layers
 from quant.rewrite import replace_weights
 from quant.rounding import Moments, bias_shift
+from quant.state import Quantized
 from quant.task import Task
 
 Array = np.ndarray[Any, Any]

@@ -32,7 +32,6 @@ from quant.graph import activations, folded_into, initializer_uses, name_of
 from quant.htp.compile import compile_context
 from quant.htp.options import HtpOptions
 from quant.htp.soc import get_soc
-from quant.methods.base import Quantized
 from quant.methods.grammar import export, make_variant, quantize
 from quant.methods.hybrid import HybridOptions, apply
 from quant.metrics import cosine_rows
@@ -42,6 +41,7 @@ from quant.planning import PlanOptions, activation_ranges, weight_encoding
 from quant.rewrite import insert_qdq
 from quant.sensitivity import analyse
 from quant.simplify import simplify
+from quant.state import Quantized
 from quant.task import Task, load_task
 
 Figures = dict[str, Any]

@@ -31,11 +31,11 @@ from quant.htp.compile import compile_context
 from quant.htp.options import HtpOptions
 from quant.htp.soc import get_soc
 from quant.layers import linear_layers
-from quant.methods.base import Quantized
 from quant.methods.grammar import Variant, export, parse_methods, quantize
 from quant.methods.sparse import SparseOptions, eligible
 from quant.model import load, save
 from quant.pruning import Pattern, parse_pattern
+from quant.state import Quantized
 from quant.task import load_task
 
 Array = np.ndarray[Any, Any]

@@ -70,7 +70,7 @@ def build_app(verb: str | None = None) -> typer.Typer:
     for module in needed:
         import_module(f"host.cli.{module}").register(app)
     for group in app.registered_groups:
-        group.cls = Group
+        group.cls = group.cls if isinstance(group.cls, type) else Group
     return app
 
 

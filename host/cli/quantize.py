@@ -15,6 +15,7 @@ import typer
 from rich.table import Table
 
 from host.cli import terminal
+from host.cli.help import Group
 from host.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ def register(app: typer.Typer) -> None:
     from quant.methods import METHODS
 
     quantize = typer.Typer(
-        cls=_Variants,
         help="Quantize a model: accuracy, report per layer, artifact. Besides the methods below, "
         "COMMAND may be a composition as --methods takes it: 'hybrid+qat[weight-bits=4]'.",
         no_args_is_help=True,
@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
     )
     for method in METHODS.values():
         quantize.command(method.name, help=method.summary)(_command(method))
-    app.add_typer(quantize, name="quantize")
+    app.add_typer(quantize, name="quantize", cls=_Variants)
 
 
 def _command(method: Method) -> Callable[..., None]:
@@ -69,7 +69,7 @@ def _command(method: Method) -> Callable[..., None]:
     return _with_parameters(run, method.name, own)
 
 
-class _Variants(typer.core.TyperGroup):
+class _Variants(Group):
     """The methods, and whatever else the --methods grammar can say, options in its brackets."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:

@@ -310,7 +310,7 @@ def with_download_note(state: Quantized, original: Model, clusters: int) -> Quan
         f"cluster: at most {most} distinct weights in each of {len(state.codebooks)} tensors "
         f"(asked for {clusters}); indices and codebook entropy-coded make the weights "
         f"{size.total_bytes:,} bytes to download, {size.total_bytes / size.float_bytes:.1%} of "
-        f"float32; the context and memory at run time are those of int8"
+        f"float32; the context and memory at run time are those of the weights' width"
     )
     return replace(state, notes=(*state.notes, note))
 

@@ -186,6 +186,9 @@ def prune_weights(
     shares |= {name: value * sparsity / options.sparsity for name, value in given.items()}
     codes: dict[str, Array] = {}
     biases: dict[str, Array] = {}
+    books = state.codebooks
+    zeroed = {n: _with_zero(books[n]) for n, share in shares.items() if share and n in books}
+    state = replace(state, codebooks={**books, **zeroed})
     for layer, moments in input_moments(state.model, task):
         if layer.weight not in shapes or shares[layer.weight] == 0.0:
             continue
@@ -286,6 +289,15 @@ def _relative_errors(state: Quantized, task: Task, names: set[str]) -> dict[str,
         alone = np.square(c.weight) * np.diagonal(c.hessian)
         errors[layer.weight] = (alone / max(power, 1e-30)).astype(np.float32)
     return errors
+
+
+def _with_zero(levels: Array) -> Array:
+    """The levels of a codebook with 0 among them, as many as before: the least gives way."""
+    if 0 in levels:
+        return levels
+    out = np.array(levels)
+    out[np.abs(out).argmin()] = 0
+    return out
 
 
 def _snap(c: _Candidate, state: Quantized, kept: Array) -> Callable[[Array, int], Array]:

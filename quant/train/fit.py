@@ -22,9 +22,9 @@ from quant.archive import replacing
 from quant.cache import code_fingerprint
 from quant.datasets import Dataset
 from quant.errors import UserError, unknown_name
-from quant.methods.base import Quantized
 from quant.model import Model, TensorSpec
 from quant.npz import load_npz, npz_bytes
+from quant.state import Quantized
 from quant.task import Task
 from quant.train import memory, require, session
 from quant.train.graph import TorchGraph

@@ -15,8 +15,8 @@ import numpy as np
 
 from quant.encoding import Encoding, with_scale
 from quant.graph import activations, array_of, encoding_groups, initializer_uses, name_of
-from quant.methods.base import Quantized
 from quant.reweight import scale_of, with_codes
+from quant.state import Quantized
 from quant.train.fake import fake_quantize, rounded
 
 Array = np.ndarray[Any, Any]

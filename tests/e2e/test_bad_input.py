@@ -137,3 +137,52 @@ def test_wrong_usage_is_exit_2(qhost):
     assert code == 2
     assert "No such option" in err
     assert qhost("no-such-verb")[0] == 2
+
+
+QUANTIZE = ["--model-path", "tiny.onnx", "--task", "tiny.npz", "--output-path", "out.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["cluster", "--clusters", "1"], ["clusters 1 is not in 8 to 256"]),
+        (["sparse", "--sparsity", "1.0"], ["sparsity 1 is not between 0 and 1"]),
+        (["sparse", "--sparsity", "-0.1"], ["sparsity -0.1 is not between 0 and 1"]),
+        (["sparse", "--structured-pattern", "5:4"], ["'5:4' needs 0 < n < m"]),
+        (["qat", "--learning-rate", "0"], ["learning-rate 0 is not above 0"]),
+        (["qat", "--epochs", "0"], ["epochs 0 is not 1 or more"]),
+        (["qat", "--loss", "labels"], ["has no labels", "loss=distill"]),
+        (["qat", "--loss", "labels", "--train-dataset", "plain.npz"], ["plain.npz has no labels"]),
+        (["qat", "--train-dataset", "empty.npz"], ["empty.npz is empty", "at least one sample"]),
+        (["qat", "--train-dataset", "none.npz"], ["none.npz does not exist"]),
+        (["qat", "--model-path", "deep.onnx"], ["operator DepthToSpace (node 'shuffle')"]),
+        (["int8+sparse[sparsity=1]"], ["sparsity 1 is not between 0 and 1"]),
+        (["int8+spars"], ["Unknown method 'spars'", "sparse"]),
+        (["int8,int4[activation-bits=8]"], ["2 variants"]),
+    ],
+)
+def test_what_cannot_be_trained_or_pruned(lab, refused, args, says):
+    image = np.zeros((8, 1, 12, 12), np.float32)
+    np.savez(lab.folder / "plain.npz", image=image)
+    np.savez(lab.folder / "empty.npz", image=image[:0])
+    shuffle = [
+        helper.make_node("DepthToSpace", ["x"], ["d"], name="shuffle", blocksize=2),
+        helper.make_node("Flatten", ["d"], ["f"], name="flat"),
+        helper.make_node("MatMul", ["f", "w"], ["y"], name="mm"),
+    ]
+    save(lab.folder / "deep.onnx", shuffle, {"x": [1, 4, 1, 2]}, {"y": [1, 8]}, {"w": WEIGHT})
+    given = [a for a in QUANTIZE if "deep.onnx" not in args or a not in {"--task", "tiny.npz"}]
+    before = sorted(p for p in lab.folder.rglob("*") if p.is_file())
+    refused(["quantize", args[0], *given, *args[1:]], *says)
+    assert sorted(p for p in lab.folder.rglob("*") if p.is_file()) == before
+
+
+def test_a_composition_is_quantized_as_the_grammar_says(lab, qhost):
+    code, err = qhost("quantize", "cluster[clusters=8]+sparse[sparsity=0.25]", *QUANTIZE, "--json")
+    assert code == 0, err
+    codes = {
+        t.name.removesuffix("_quantized"): numpy_helper.to_array(t)
+        for t in onnx.load(lab.folder / "out.onnx").graph.initializer
+    }
+    assert np.unique(codes["w2"]).size <= 8
+    assert 0.2 < (codes["w2"] == 0).mean() < 0.4

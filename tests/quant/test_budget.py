@@ -10,12 +10,12 @@ import pytest
 
 from quant.budget import weight_front, within_size
 from quant.errors import UserError
-from quant.methods.base import Quantized
 from quant.methods.grammar import export, make_variant, parse_methods, quantize
 from quant.methods.hybrid import HybridOptions, apply
 from quant.model import load
 from quant.search import parse_drop, parse_share
 from quant.simplify import simplify
+from quant.state import Quantized
 from quant.task import load_task
 
 _spec = importlib.util.spec_from_file_location(

@@ -9,11 +9,11 @@ import torch
 from quant.datasets import load_dataset
 from quant.errors import UserError
 from quant.evaluate import run_model
-from quant.methods.base import Quantized
 from quant.methods.grammar import export, parse_methods, quantize
 from quant.model import load
 from quant.report import sqnr_db
 from quant.simplify import simplify
+from quant.state import Quantized
 from quant.task import load_task
 from quant.train import session
 from quant.train.fake import fake_quantize
