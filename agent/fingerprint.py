@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import platform as machine
 import re
 from pathlib import Path
@@ -34,6 +35,8 @@ def read(root: Path, run: Run | None = None) -> dict[str, str]:
         "kernel": read_text(root / "proc/sys/kernel/osrelease"),
         "charge_percent": read_text(battery / "capacity"),
         "wake_locks": read_text(root / "sys/power/wake_lock"),
+        "seccomp": _seccomp(),
+        "page_size": str(os.sysconf("SC_PAGE_SIZE")),
         "python": machine.python_version(),
         "onnxruntime": _version("onnxruntime"),
         "onnxruntime_qnn": _version("onnxruntime-qnn"),
@@ -65,7 +68,7 @@ def of_folder(folder: Path) -> dict[str, str]:
 
 
 def _android(run: Run) -> dict[str, str]:
-    facts = {}
+    facts = {"selinux": (run(("getenforce",)) or "").strip()}
     if match := re.search(r"mWakefulness=(\w+)", run(("dumpsys", "power")) or ""):
         facts["screen"] = match[1]
     for name, setting in _SETTINGS.items():
@@ -74,6 +77,12 @@ def _android(run: Run) -> dict[str, str]:
     if status is not None:
         facts["thermal_status"] = str(int(status))
     return facts
+
+
+def _seccomp() -> str:
+    """0: no filter judges this process's system calls; 2: one does."""
+    lines = (read_text(Path("/proc/self/status")) or "").splitlines()
+    return next((line.split()[1] for line in lines if line.startswith("Seccomp:")), "")
 
 
 def _governors(root: Path) -> str:

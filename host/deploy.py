@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from host import install, lease
+from host import config, first_contact, install, lease
 from host.adb import AdbDevice, AdbServer, identify, list_devices
 from host.client import CALL_TIMEOUT_S, AgentClient, SegmentSpec
 from host.devices import DeviceInfo, Target, describe, no_device
@@ -42,6 +42,16 @@ class AgentEndpoint:
         """Remove the forward; the agent runs on."""
         with contextlib.suppress(DeviceError):
             self.device.remove_forward(self._port)
+
+
+def _first_contact(device: AdbDevice) -> None:
+    """Keep the capability report of a device, or of a build of it, that was never seen."""
+    cache = config.cache_dir(config.resolve()["cache_dir"].value)
+    known = first_contact.known_build(device.serial, cache)
+    if known != device.build:
+        # A device that answers no script has no report; whatever keeps it from working shows next.
+        with contextlib.suppress(DeviceError):
+            first_contact.keep(first_contact.ask(device), cache)
 
 
 @contextlib.contextmanager
@@ -137,6 +147,7 @@ class AdbSession:
         self._lost = False
         self._started = install.running_agent(device) is None
         try:
+            _first_contact(device)
             self._attach(ensure_agent(device))
             self._require_clean()
         except BaseException as error:

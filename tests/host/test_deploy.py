@@ -220,6 +220,36 @@ def test_personalities_reach_the_agent_and_dumpsys(server: AdbServer) -> None:
         server.disconnect(phone.serial)
 
 
+def test_doctor_of_a_device_keeps_its_report(
+    server: AdbServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("QHOST_CACHE_DIR", str(tmp_path))
+    with EmulatedPhone("sm8650", personality="phone-denied") as phone:
+        device = connected(server, phone)
+        assert main(["doctor", "--device", device.serial, "--json"]) == ExitCode.OK
+        said = json.loads(capsys.readouterr().out)
+        assert said["emulated"] and said["soc"] == "sm8650"
+        refused = {s["node"] for s in said["sensors"] if not s["readable"]}
+        assert refused and all("thermal_zone" in node for node in refused)
+        checks = {check["name"]: check for check in said["checks"]}
+        assert checks["temperature"]["ok"] is None and checks["programs"]["ok"]
+        (kept,) = (tmp_path / "devices").glob("*.json")
+        assert json.loads(kept.read_text()) == said
+        assert main(["doctor", "--device", device.serial]) == ExitCode.OK
+        shown = capsys.readouterr().out
+        assert "EMULATED" in shown and "refused" in shown
+        assert device.shell(f"ls {lease.BASE}/probe").code != 0
+        server.disconnect(phone.serial)
+    with EmulatedPhone("sm8650", sandbox=False) as phone:
+        device = connected(server, phone)
+        assert main(["doctor", "--device", device.serial]) == ExitCode.DEVICE_ERROR
+        assert "has no shell that answers a script" in capsys.readouterr().err
+        server.disconnect(phone.serial)
+
+
 def test_one_lease_at_a_time(device: AdbDevice) -> None:
     with lease.acquire(device, owner="anna@lab pid 1"):
         held = lease.read(device)
