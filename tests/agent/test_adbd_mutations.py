@@ -16,6 +16,7 @@ UNARY = {
         segments=[
             pb.Segment(run_id="r", artifact="ab" * 32, soc="sm8650", kind=pb.CHECK),
             pb.Segment(run_id="../r", artifact="../../x", soc="..", kind=pb.BLOCK),
+            pb.Segment(run_id="e", artifact="cd" * 32, kind=pb.EVALUATE, inputs="../../etc"),
         ],
     ),
     "Ack": pb.AckRequest(seq=1),
