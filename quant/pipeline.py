@@ -54,7 +54,7 @@ def run(state: Quantized, task: Task, options: Pipeline) -> Quantized:
     """Quantize the float model of `state` as the options say."""
     model = state.model
     if options.smooth and options.optimize_for != "general":
-        model = transformer.prepare(model, task)
+        model = transformer.prepare(model, task, spread_outliers=options.activation_bits == 8)
     if options.equalize:
         model = equalize(
             model,

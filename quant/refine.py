@@ -28,6 +28,7 @@ from quant.task import Task
 
 _HESSIAN_BUDGET_BYTES = 400_000_000  # Hessians collected in one pass; beyond it, another pass
 _TOKEN_DAMPING = 0.05
+_SHRINKAGE = 0.25
 _BATCHED_DEPTH = 64  # groups up to this depth are rounded all at once
 
 
@@ -150,12 +151,14 @@ def _refine_layer(
 def _hessian(layer: Layer, moments: Moments, options: RefineOptions) -> Array:
     """The layer's damped Hessian; the covariance if its bias takes up a constant error.
 
-    A few thousand tokens do not pin down the directions of a Gemm's input: more damping gained
-    .1 to .7 dB on held-out sentences in trials on two layers. A convolution sees far more rows;
-    there less damping is meant to keep the strong correlation of neighbouring pixels.
+    The fewer rows per input there are, the less of the measured correlation holds on other samples:
+    shrinkage grows with depth / rows. On held-out sentences these values were within .2 dB of the
+    best damping for layers of 384 and 1536 inputs and 2,700 tokens.
     """
     centred = options.correct_bias and layer.bias is not None
-    return moments.hessian(centred=centred, damping=DAMPING if layer.is_conv else _TOKEN_DAMPING)
+    least = DAMPING if layer.is_conv else _TOKEN_DAMPING
+    damping = least + _SHRINKAGE * moments.depth / max(moments.n, 1)
+    return moments.hessian(centred=centred, damping=damping)
 
 
 def _second_order(options: RefineOptions, layer: Layer) -> bool:

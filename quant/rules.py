@@ -39,6 +39,7 @@ _ACTIVATION_TYPES = {ir.DataType.UINT8, ir.DataType.UINT16}
 _SIGNED_WEIGHTS = {ir.DataType.INT4, ir.DataType.INT8, ir.DataType.INT16}
 _UNSIGNED_WEIGHTS = {ir.DataType.UINT8}
 _UNQUANTIZED_OK = {"Cast", "Shape", "Constant", "QuantizeLinear", "DequantizeLinear"}
+_NARROW_ONLY = {"PRelu"}  # refused with 16-bit activations
 TARGETS = ("hexagon", "mobile", "general")
 
 
@@ -79,6 +80,7 @@ def check(model: Model, *, arch: int = 75, target: str = "hexagon") -> list[Find
             continue
         findings += _inside_qdq(node)
         if target != "general":
+            findings += _wide(node)
             findings += _bias(node)
             findings += _dynamic_matmul(node)
     return findings
@@ -221,6 +223,11 @@ def _input_type(node: ir.Node) -> ir.DataType | None:
     producer = None if source is None else source.producer()
     codes = None if producer is None or not producer.inputs else producer.inputs[0]
     return None if codes is None else codes.dtype
+
+
+def _wide(node: ir.Node) -> Iterator[Finding]:
+    if node.op_type in _NARROW_ONLY and _input_type(node) == ir.DataType.UINT16:
+        yield _finding(node, "error", "wide activation", "HTP has it with 8-bit activations only")
 
 
 def _bias(node: ir.Node) -> Iterator[Finding]:

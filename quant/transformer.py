@@ -36,8 +36,12 @@ _SAMPLES = 24
 _ACTIVATIONS = {"Gelu", "Relu", "Silu"}
 
 
-def prepare(model: Model, task: Task) -> Model:
-    """All rewrites of this module where their patterns occur; the same model where none does."""
+def prepare(model: Model, task: Task, *, spread_outliers: bool = True) -> Model:
+    """The rewrites of this module where their patterns occur; the same model where none does.
+
+    spread_outliers: also rotate_residuals and split_activation. Sixteen bits hold the outliers as
+    they are, and the matrices that a rotation adds cost more in weight rounding than they save.
+    """
     graph = model.clone()
     changed = fold_score_scale(graph.graph)
     if changed:
@@ -48,8 +52,9 @@ def prepare(model: Model, task: Task) -> Model:
     magnitudes = channel_statistics(model, task, _interesting(model.ir.graph))
     graph = model.clone()
     centre_attention(graph.graph, magnitudes)
-    split_activation(graph.graph, magnitudes)
-    rotate_residuals(graph.graph, magnitudes)
+    if spread_outliers:
+        split_activation(graph.graph, magnitudes)
+        rotate_residuals(graph.graph, magnitudes)
     remove_dead(graph.graph)
     graph.graph.sort()
     return wrap(graph, model.name)

@@ -12,7 +12,7 @@ from quant.methods.grammar import export, parse_methods, quantize
 from quant.model import load, save
 from quant.task import load_task
 
-from .conftest import GraphBuilder
+from .random_graphs import METHODS, build, recipes
 
 
 def _ops(model):
@@ -64,58 +64,10 @@ def test_export_equals_the_simulation(which, text, cnn_path, encoder_path):
             np.testing.assert_array_equal(ours[name], theirs[name])
 
 
-# One entry: (operator, attributes, shape change); inputs are (1, C, H, W).
-_UNARY = ["Relu", "Sigmoid", "Tanh", "Clip", "MaxPool", "AveragePool", "HardSwish", "LeakyRelu"]
-
-
-@st.composite
-def small_graphs(draw):
-    """A random chain of convolutions, pools, activations and additions, ending in a Gemm."""
-    steps = draw(
-        st.lists(st.sampled_from(["conv", "depthwise", "add", *_UNARY]), min_size=1, max_size=4)
-    )
-    return draw(st.integers(0, 1000)), steps
-
-
-def build_random(path, seed, steps):
-    b = GraphBuilder(seed)
-    b.constant("lo", np.float32(0))
-    b.constant("hi", np.float32(2))
-    x, channels, size, previous = "x", 4, 8, None
-    for k, step in enumerate(steps):
-        name = f"v{k}"
-        if step == "conv":
-            width = 8
-            weight = b.weight(f"w{k}", width, channels, 1, 1, scale=0.5)
-            b.node("Conv", [x, weight, b.weight(f"b{k}", width)], name)
-            previous, channels = None, width
-        elif step == "depthwise":
-            weight = b.weight(f"w{k}", channels, 1, 3, 3, scale=0.3)
-            b.node("Conv", [x, weight], name, group=channels, pads=[1, 1, 1, 1])
-            previous = x
-        elif step == "add":
-            b.node("Add", [x, previous or x], name)
-        elif step == "Clip":
-            b.node("Clip", [x, "lo", "hi"], name)
-        elif step in {"MaxPool", "AveragePool"}:
-            if size < 2:
-                continue
-            b.node(step, [x], name, kernel_shape=[2, 2], strides=[2, 2])
-            size, previous = size // 2, None
-        else:
-            b.node(step, [x], name)
-        x = name
-    b.node("GlobalAveragePool", [x], "pool")
-    b.node("Flatten", ["pool"], "flat")
-    b.node("Gemm", ["flat", b.weight("wf", 3, channels), b.weight("bf", 3)], "y", transB=1)
-    return b.save(path, [("x", [1, 4, 8, 8])], [("y", [1, 3])], opset=21)
-
-
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
-@given(small_graphs(), st.sampled_from(["int8", "int8[activation-bits=16]", "per-channel"]))
-def test_random_graphs_export_what_is_simulated(tmp_path, graph, text):
-    path = build_random(tmp_path / "g.onnx", *graph)
-    state, task = _quantized(path, text)
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(recipes(), st.sampled_from(METHODS))
+def test_random_graphs_export_what_is_simulated(tmp_path, recipe, text):
+    state, task = _quantized(build(tmp_path / "g.onnx", *recipe), text)
     (simulated,) = simulate(state.model, state.plan, [task.feed(state.model, 0)])
     (exported,) = run_model(export(state), task, 1)
     np.testing.assert_array_equal(simulated["y"], exported["y"])

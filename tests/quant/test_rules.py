@@ -1,7 +1,12 @@
 """The HTP rule checker, against graphs built to break one rule each and against the compiler."""
 
+import os
+
+import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from quant import rules
 from quant.encoding import asymmetric, symmetric
@@ -15,7 +20,7 @@ from quant.model import load, save
 from quant.rewrite import insert_qdq
 from quant.task import load_task
 
-from .test_rewrite import build_random
+from .random_graphs import METHODS, build, recipes
 
 
 @pytest.fixture
@@ -104,24 +109,34 @@ def test_dynamic_product_of_wide_activations_is_a_warning(encoder_path):
     assert len(findings) == 4
 
 
-_GRAPHS = {
-    "cnn": (11, ["conv", "Relu", "depthwise", "Sigmoid"]),
-    "sum": (12, ["depthwise", "add", "MaxPool", "HardSwish"]),
-}
-
-
-@pytest.mark.parametrize("soc", ["sm8550", "sm8650", "sm8750"])
-@pytest.mark.parametrize("text", ["int8", "int4"])
-def test_checked_graphs_compile_strictly(tmp_path, soc, text):
-    """v73, v75 and v79 accept what the checker accepts: random small graphs, two methods."""
-    seed, steps = _GRAPHS["cnn" if text == "int8" else "sum"]
-    model = load(build_random(tmp_path / "g.onnx", seed, steps))
-    state = quantize(model, load_task(None, model), parse_methods(text)[0])
-    exported = export(state)
-    assert not _errors(rules.check(exported, arch=SOCS[soc].arch))
+# More examples by hand: QHOST_EXAMPLES=100 pytest tests/quant/test_rules.py -k compile.
+@settings(
+    max_examples=int(os.environ.get("QHOST_EXAMPLES", "2")),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(recipes(), st.sampled_from(METHODS))
+def test_checker_legal_graphs_compile_strictly(tmp_path_factory, recipe, text):
+    """What the checker calls legal, v73, v75 and v79 compile without a float operator."""
+    tmp_path = tmp_path_factory.mktemp("graph")
+    model = load(build(tmp_path / "g.onnx", *recipe))
+    exported = export(quantize(model, load_task(None, model), parse_methods(text)[0]))
     save(exported, tmp_path / "q.onnx")
-    compiled = compile_context(tmp_path / "q.onnx", SOCS[soc], HtpOptions(), tmp_path / "out")
-    assert compiled.context_bin.stat().st_size > 0
+    for soc in ("sm8550", "sm8650", "sm8750"):
+        if _errors(rules.check(exported, arch=SOCS[soc].arch)):
+            continue
+        compiled = compile_context(tmp_path / "q.onnx", SOCS[soc], HtpOptions(), tmp_path / soc)
+        assert compiled.context_bin.stat().st_size > 0
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_operators_with_narrow_activations_only(builder, tmp_path, bits):
+    b = builder
+    b.node("PRelu", ["x", b.constant("slope", np.full((4, 1, 1), 0.1, np.float32))], "y")
+    model = load(b.save(tmp_path / "m.onnx", [("x", [1, 4, 2, 2])], [("y", [1, 4, 2, 2])]))
+    (variant,) = parse_methods(f"int8[activation-bits={bits}]")
+    found = _errors(rules.check(export(quantize(model, load_task(None, model), variant))))
+    assert found == (set() if bits == 8 else {"wide activation"})
 
 
 def test_transformer_compiles_strictly(encoder_path, tmp_path):
