@@ -140,15 +140,16 @@ class Bench:
         self._artifacts.path(checked_sha256(segment.artifact))
         if segment.soc != self._platform.soc:
             raise BadRequest(f"made for {segment.soc!r}, this device is {self._platform.soc}")
-        if segment.kind not in (pb.CHECK, pb.BLOCK, pb.PROFILE, pb.EVALUATE):
-            raise BadRequest("kind is none of CHECK, BLOCK, PROFILE, EVALUATE")
+        if segment.kind not in (pb.CHECK, pb.BLOCK, pb.PROFILE, pb.EVALUATE, pb.FOOTPRINT):
+            raise BadRequest("kind is none of CHECK, BLOCK, PROFILE, EVALUATE, FOOTPRINT")
         if segment.kind == pb.EVALUATE:
             self._artifacts.path(checked_sha256(segment.inputs))
         if segment.kind == pb.PROFILE and not 0 < segment.min_inferences <= MAX_PROFILED:
             raise BadRequest(f"min_inferences of a PROFILE is not within 1 to {MAX_PROFILED}")
         times = (
             segment.min_duration_ns, segment.max_duration_ns, segment.warmup_ns,
-            segment.warmup_max_ns, segment.idle_ns, segment.cooldown.timeout_ns,
+            segment.warmup_max_ns, segment.idle_ns, segment.idle_after_ns,
+            segment.cooldown.timeout_ns,
         )  # fmt: skip
         if any(not 0 <= t <= MAX_DURATION_NS for t in times):
             raise BadRequest("a duration is negative or longer than a day")

@@ -12,6 +12,7 @@ from typing import Protocol
 from agent.charging import Charger
 from agent.runtime import Runtime, Stop
 from agent.sensors.channel import Channel, Spec
+from agent.sensors.system import ProcessMemory
 from protos import agent_pb2 as pb
 
 
@@ -65,6 +66,11 @@ class Platform(Protocol):
 
     def throttling(self) -> bool:
         """Whether the NPU's clock is held down now; false where nothing tells."""
+        ...
+
+    def model_memory(self) -> ProcessMemory | None:
+        """Memory now of the process that runs the model; from any thread. None where it cannot be
+        read, or nothing is loaded."""
         ...
 
     def runtime(self) -> Runtime:

@@ -17,6 +17,7 @@ from agent.artifacts import ArtifactStore, Golden
 from agent.errors import BadRequest, Cancelled, DeviceFailure, TimedOut
 from agent.evaluation import OutputFiles, read_inputs
 from agent.gates import CeilingWatch, cool_down, steady
+from agent.memory import MemoryWatch
 from agent.platform import Column, Platform
 from agent.runtime import MAX_ITERATIONS, Block, BlockLimits, Context, Feed, Runtime, Stop
 from agent.runtime.profile import parse_profile
@@ -84,6 +85,7 @@ class SegmentRun:
             pb.BLOCK: self._block,
             pb.PROFILE: self._profile,
             pb.EVALUATE: self._evaluate,
+            pb.FOOTPRINT: self._footprint,
         }[self._segment.kind]()
 
     def _check(self) -> None:
@@ -113,6 +115,19 @@ class SegmentRun:
         self._put(golden=self._compare(goldens))
         self._mark(pb.GOLDEN, start)
 
+    def _footprint(self) -> None:
+        """A fresh process loads and infers while its memory is read."""
+        feeds = [golden.inputs for golden in self._goldens()]
+        context = self._context()
+        self._station.unload()
+        loaded = self._runtime.load(context)
+        limits = BlockLimits(1, self._segment.min_duration_ns, self._segment.min_duration_ns)
+        with MemoryWatch(self._platform) as watch:
+            self._runtime.run_block(feeds, limits, self._stop)
+        self._station.loaded = context
+        self._raise_if_stopped()
+        self._put(memory=watch.result(loaded.peak_memory_bytes))
+
     def _block(self) -> None:
         """Cooldown gate; idle baseline, warm-up, timed block, idle baseline without a break."""
         segment, platform = self._segment, self._platform
@@ -134,7 +149,8 @@ class SegmentRun:
             block = self._runtime.run_block(feeds, limits, self._stop_or_throttle)
             self._mark(pb.TIMED, block.t_first_ns, block.t_last_ns)
             start = platform.now_ns()
-            platform.idle(segment.idle_ns, self._stop)
+            after = segment.idle_after_ns if segment.HasField("idle_after_ns") else segment.idle_ns
+            platform.idle(after, self._stop)
             self._mark(pb.IDLE_AFTER, start)
         self._check_length(block)
         latencies = block.per_iteration_us

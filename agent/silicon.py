@@ -26,6 +26,7 @@ from agent.sampler import SamplerProcess, quiet_cpu
 from agent.sensors import discover
 from agent.sensors.channel import Spec, read_int, read_text
 from agent.sensors.dumpsys import Run, run_command
+from agent.sensors.system import ProcessMemory, process_memory
 from agent.socs import SOCS, by_soc_id
 from protos import agent_pb2 as pb
 
@@ -205,6 +206,10 @@ class SiliconPlatform:
 
     def throttling(self) -> bool:
         return self._watch.throttling()
+
+    def model_memory(self) -> ProcessMemory | None:
+        pid = self._runtime.pid
+        return None if pid is None else process_memory(self._device_root, pid)
 
     def runtime(self) -> Runtime:
         return self._runtime

@@ -22,6 +22,9 @@ from host.store.rows import (
     Golden,
     Load,
     Mark,
+    Memory,
+    OpProfile,
+    Profile,
     RawBatch,
     SamplerReport,
     Samples,
@@ -88,13 +91,14 @@ class SegmentSpec:
     run_id: str
     artifact_sha256: str
     soc: str
-    kind: str  # "check", "block" or "evaluate"
+    kind: str  # check, footprint, profile, block or evaluate
     block_index: int = 0
     min_inferences: int = 1
     min_duration_ns: int = 0
     max_duration_ns: int = 0
     warmup_ns: int = 0
     idle_ns: int = 0
+    idle_after_ns: int | None = None  # None: as before the block
     warmup_max_ns: int = 0  # 0: one piece of warmup_ns; else until the latency is steady
     perf_profile: str = ""  # empty: as the artifact's run settings say
     sample_rate_hz: float = 100.0
@@ -265,6 +269,7 @@ def encode(s: SegmentSpec) -> pb.Segment:
         warmup_ns=s.warmup_ns,
         warmup_max_ns=s.warmup_max_ns,
         idle_ns=s.idle_ns,
+        idle_after_ns=s.idle_after_ns,
         perf_profile=s.perf_profile,
         sample_rate_hz=s.sample_rate_hz,
         cooldown=pb.CooldownGate(
@@ -359,6 +364,18 @@ def decode(batch: pb.Batch) -> AgentBatch:
         )
         if batch.HasField("sampler")
         else None,
+        memory=Memory(
+            batch.memory.peak_bytes,
+            batch.memory.steady_bytes,
+            batch.memory.dma_buffer_bytes,
+            batch.memory.readings,
+        )
+        if batch.HasField("memory")
+        else None,
+        profile=Profile(tuple(batch.profile.execute_us), batch.profile.file)
+        if batch.HasField("profile")
+        else None,
+        ops=tuple(OpProfile(op.op_id, op.name, tuple(op.cycles)) for op in batch.profile.ops),
         channel_reports=tuple(
             ChannelReport(
                 c.channel, c.reads, c.failures, c.updates, c.update_rate_hz, c.slowest_read_ns

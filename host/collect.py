@@ -134,9 +134,7 @@ def _finish(
     data = store.run_data(run_id)
     if {b.block_index for b in data.blocks} != set(range(profile.blocks)):
         return
-    limits = Limits(
-        profile.min_inferences, profile.min_s, allow_throttling=profile.name == "sustained"
-    )
+    limits = Limits(profile.min_inferences, profile.min_s, allow_throttling=profile.contiguous)
     measured = assess(data, info.provenance, limits)
     store.finish_run(
         run_id,

@@ -47,6 +47,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("cooldown_timeout", float, 300.0, "seconds to wait for cooling; 0: no gate"),
         Setting("max_temperature", str, "", "degrees C that fail a run: npu=95,skin=43"),
         Setting("stop_charging", bool, False, "cut the charger while measuring"),
+        Setting("per_op", bool, False, "cycles per operator, in a pass of their own"),
         Setting("meter", str, "", "external power meter: NAME[:key=value,...]"),
     )
 }

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from host.errors import RunStatus
 from host.stats.energy import Energy, summarize, window_energies
 from host.stats.intervals import Estimate, median_absolute_deviation, median_interval
+from host.stats.phases import BLOCK_S, BURST_BLOCKS, STEADY_BLOCKS, SUSTAINED, burst, steady
 from host.stats.power import PowerTrace, choose_power
 from host.stats.validity import Evidence, Finding, Limits, Scope, broken_rules
 from host.store.rows import Block, Floats, RunData
@@ -49,7 +50,13 @@ def measure(data: RunData, provenance: Provenance, limits: Limits) -> list[Figur
 
 
 def assess(data: RunData, provenance: Provenance, limits: Limits) -> Assessment:
-    """Figures, validity and advice of a run with at least its load or one block."""
+    """Figures, validity and advice of a run with at least its load or one block.
+
+    A sustained run is judged by its steady phase: `host.stats.phases`.
+    """
+    whole, data = data, replace(data, blocks=steady(data.profile, data.blocks))
+    if whole.profile == SUSTAINED:
+        limits = replace(limits, min_duration_s=STEADY_BLOCKS * BLOCK_S)
     block_us = np.array([block_latency_us(block) for block in data.blocks])
     latency = median_interval(block_us) if len(block_us) else None
     trace = choose_power(data.channels, data.samples)
@@ -60,6 +67,7 @@ def assess(data: RunData, provenance: Provenance, limits: Limits) -> Assessment:
     power_reasons = [f.reason for f in findings if f.scope is Scope.POWER]
     figures = [
         *_latency_figures(data, latency, provenance),
+        *_burst_figures(whole, provenance),
         *_power_figures(energy, trace, len(data.blocks), provenance),
         *_load_figures(data, provenance),
         *_golden_figures(data, provenance),
@@ -92,6 +100,7 @@ def block_values(data: RunData) -> dict[str, Floats]:
 
     Metrics in which not every block has a value are left out.
     """
+    data = replace(data, blocks=steady(data.profile, data.blocks))
     if not data.blocks:
         return {}
     values = {
@@ -156,6 +165,16 @@ def _latency_figures(
     ]
 
 
+def _burst_figures(data: RunData, provenance: Provenance) -> list[Figure]:
+    if data.profile != SUSTAINED or not data.blocks:
+        return []
+    blocks = burst(data.profile, data.blocks)
+    if len(blocks) < BURST_BLOCKS:
+        return [_absent("latency_burst_ms", provenance, "the first blocks are missing")]
+    estimate = median_interval([block_latency_us(block) for block in blocks])
+    return [_figure("latency_burst_ms", estimate.scaled(1e-3), provenance)]
+
+
 def _quantile_figure(
     name: str,
     quantile: float,
@@ -195,13 +214,6 @@ def _power_figures(
 
 
 def _load_figures(data: RunData, provenance: Provenance) -> list[Figure]:
-    peaks = [
-        float(data.samples[c.channel].value.max())
-        for c in data.channels
-        if (c.kind, c.site) == ("memory", "process")
-        and c.channel in data.samples
-        and len(data.samples[c.channel].value)
-    ]
     figures = []
     if data.load is not None:
         times = {
@@ -215,10 +227,16 @@ def _load_figures(data: RunData, provenance: Provenance) -> list[Figure]:
             else _absent(name, provenance, "the runtime cannot tell it from the load")
             for name, s in times.items()
         ]
-        if data.load.peak_memory_bytes:
-            peaks.append(float(data.load.peak_memory_bytes))
-    if peaks:
-        figures.append(Figure("memory_mb", max(peaks) / BYTES_PER_MB, "MB", provenance, len(peaks)))
+    memory = data.memory
+    if memory is not None and memory.readings:
+        values = {"memory_mb": memory.peak_bytes, "memory_steady_mb": memory.steady_bytes}
+        figures += [
+            Figure(name, value / BYTES_PER_MB, "MB", provenance, memory.readings)
+            for name, value in values.items()
+        ]
+    elif data.load is not None and data.load.peak_memory_bytes:
+        peak = data.load.peak_memory_bytes / BYTES_PER_MB
+        figures.append(Figure("memory_mb", peak, "MB", provenance, 1))
     return figures
 
 

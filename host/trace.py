@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow.parquet
 from host.errors import unknown_name
 from host.report.files import write_whole
 from host.stats.power import measured_updates
-from host.store.rows import Channel, Floats, RunData, RunRow
+from host.store.rows import Channel, Floats, OpProfile, RunData, RunRow
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -120,6 +120,20 @@ def export_trace(run: RunRow, data: RunData, provenance: str, form: str, path: P
     if form not in FORMATS:
         raise unknown_name("trace format", form, FORMATS)
     write_whole(path, lambda part: FORMATS[form](run, data, provenance, part))
+
+
+def operator_shares(ops: Sequence[OpProfile]) -> list[tuple[str, float, float]]:
+    """(name, median cycles, share of all) of every operator, the dearest first.
+
+    The first inference is left out where there are more: caches are cold in it.
+    """
+    medians = [
+        (op.name, float(np.median(op.cycles[1:] if len(op.cycles) > 1 else op.cycles)))
+        for op in ops
+        if op.cycles
+    ]
+    total = sum(cycles for _, cycles in medians) or 1.0
+    return sorted(((n, c, c / total) for n, c in medians), key=lambda row: -row[1])
 
 
 def sparkline(values: Floats, width: int) -> str:

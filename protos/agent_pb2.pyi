@@ -33,6 +33,7 @@ class SegmentKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BLOCK: _ClassVar[SegmentKind]
     PROFILE: _ClassVar[SegmentKind]
     EVALUATE: _ClassVar[SegmentKind]
+    FOOTPRINT: _ClassVar[SegmentKind]
 
 class Charging(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -77,6 +78,7 @@ CHECK: SegmentKind
 BLOCK: SegmentKind
 PROFILE: SegmentKind
 EVALUATE: SegmentKind
+FOOTPRINT: SegmentKind
 CHARGING_UNSPECIFIED: Charging
 REQUIRE_DISCHARGING: Charging
 STOP_CHARGING: Charging
@@ -247,7 +249,7 @@ class StartReply(_message.Message):
     def __init__(self, first_seq: _Optional[int] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("run_id", "artifact", "soc", "kind", "block_index", "min_inferences", "min_duration_ns", "max_duration_ns", "warmup_ns", "idle_ns", "perf_profile", "sample_rate_hz", "warmup_max_ns", "cooldown", "ceilings", "charging", "inputs")
+    __slots__ = ("run_id", "artifact", "soc", "kind", "block_index", "min_inferences", "min_duration_ns", "max_duration_ns", "warmup_ns", "idle_ns", "perf_profile", "sample_rate_hz", "warmup_max_ns", "cooldown", "ceilings", "charging", "inputs", "idle_after_ns")
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ARTIFACT_FIELD_NUMBER: _ClassVar[int]
     SOC_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +267,7 @@ class Segment(_message.Message):
     CEILINGS_FIELD_NUMBER: _ClassVar[int]
     CHARGING_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_AFTER_NS_FIELD_NUMBER: _ClassVar[int]
     run_id: str
     artifact: str
     soc: str
@@ -282,7 +285,8 @@ class Segment(_message.Message):
     ceilings: _containers.RepeatedCompositeFieldContainer[Ceiling]
     charging: Charging
     inputs: str
-    def __init__(self, run_id: _Optional[str] = ..., artifact: _Optional[str] = ..., soc: _Optional[str] = ..., kind: _Optional[_Union[SegmentKind, str]] = ..., block_index: _Optional[int] = ..., min_inferences: _Optional[int] = ..., min_duration_ns: _Optional[int] = ..., max_duration_ns: _Optional[int] = ..., warmup_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., perf_profile: _Optional[str] = ..., sample_rate_hz: _Optional[float] = ..., warmup_max_ns: _Optional[int] = ..., cooldown: _Optional[_Union[CooldownGate, _Mapping]] = ..., ceilings: _Optional[_Iterable[_Union[Ceiling, _Mapping]]] = ..., charging: _Optional[_Union[Charging, str]] = ..., inputs: _Optional[str] = ...) -> None: ...
+    idle_after_ns: int
+    def __init__(self, run_id: _Optional[str] = ..., artifact: _Optional[str] = ..., soc: _Optional[str] = ..., kind: _Optional[_Union[SegmentKind, str]] = ..., block_index: _Optional[int] = ..., min_inferences: _Optional[int] = ..., min_duration_ns: _Optional[int] = ..., max_duration_ns: _Optional[int] = ..., warmup_ns: _Optional[int] = ..., idle_ns: _Optional[int] = ..., perf_profile: _Optional[str] = ..., sample_rate_hz: _Optional[float] = ..., warmup_max_ns: _Optional[int] = ..., cooldown: _Optional[_Union[CooldownGate, _Mapping]] = ..., ceilings: _Optional[_Iterable[_Union[Ceiling, _Mapping]]] = ..., charging: _Optional[_Union[Charging, str]] = ..., inputs: _Optional[str] = ..., idle_after_ns: _Optional[int] = ...) -> None: ...
 
 class CooldownGate(_message.Message):
     __slots__ = ("sites", "above_start_c", "timeout_ns")
@@ -353,7 +357,7 @@ class SubscribeRequest(_message.Message):
     def __init__(self, from_seq: _Optional[int] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("seq", "session_id", "run_id", "samples", "marks", "load", "golden", "block", "end", "sampler", "cooldown", "profile", "evaluation")
+    __slots__ = ("seq", "session_id", "run_id", "samples", "marks", "load", "golden", "block", "end", "sampler", "cooldown", "profile", "evaluation", "memory")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
@@ -367,6 +371,7 @@ class Batch(_message.Message):
     COOLDOWN_FIELD_NUMBER: _ClassVar[int]
     PROFILE_FIELD_NUMBER: _ClassVar[int]
     EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     seq: int
     session_id: str
     run_id: str
@@ -380,7 +385,8 @@ class Batch(_message.Message):
     cooldown: CooldownResult
     profile: ProfileResult
     evaluation: EvaluationResult
-    def __init__(self, seq: _Optional[int] = ..., session_id: _Optional[str] = ..., run_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Samples, _Mapping]]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., load: _Optional[_Union[LoadResult, _Mapping]] = ..., golden: _Optional[_Union[GoldenResult, _Mapping]] = ..., block: _Optional[_Union[BlockResult, _Mapping]] = ..., end: _Optional[_Union[SegmentEnd, _Mapping]] = ..., sampler: _Optional[_Union[SamplerReport, _Mapping]] = ..., cooldown: _Optional[_Union[CooldownResult, _Mapping]] = ..., profile: _Optional[_Union[ProfileResult, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationResult, _Mapping]] = ...) -> None: ...
+    memory: MemoryResult
+    def __init__(self, seq: _Optional[int] = ..., session_id: _Optional[str] = ..., run_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Samples, _Mapping]]] = ..., marks: _Optional[_Iterable[_Union[Mark, _Mapping]]] = ..., load: _Optional[_Union[LoadResult, _Mapping]] = ..., golden: _Optional[_Union[GoldenResult, _Mapping]] = ..., block: _Optional[_Union[BlockResult, _Mapping]] = ..., end: _Optional[_Union[SegmentEnd, _Mapping]] = ..., sampler: _Optional[_Union[SamplerReport, _Mapping]] = ..., cooldown: _Optional[_Union[CooldownResult, _Mapping]] = ..., profile: _Optional[_Union[ProfileResult, _Mapping]] = ..., evaluation: _Optional[_Union[EvaluationResult, _Mapping]] = ..., memory: _Optional[_Union[MemoryResult, _Mapping]] = ...) -> None: ...
 
 class Samples(_message.Message):
     __slots__ = ("channel", "t_ns", "value")
@@ -443,6 +449,18 @@ class BlockResult(_message.Message):
     window_method: str
     throttled: bool
     def __init__(self, block_index: _Optional[int] = ..., inferences: _Optional[int] = ..., t_first_ns: _Optional[int] = ..., t_last_ns: _Optional[int] = ..., per_iteration_us: _Optional[_Iterable[float]] = ..., window_method: _Optional[str] = ..., throttled: _Optional[bool] = ...) -> None: ...
+
+class MemoryResult(_message.Message):
+    __slots__ = ("peak_bytes", "steady_bytes", "dma_buffer_bytes", "readings")
+    PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEADY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DMA_BUFFER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    READINGS_FIELD_NUMBER: _ClassVar[int]
+    peak_bytes: int
+    steady_bytes: int
+    dma_buffer_bytes: int
+    readings: int
+    def __init__(self, peak_bytes: _Optional[int] = ..., steady_bytes: _Optional[int] = ..., dma_buffer_bytes: _Optional[int] = ..., readings: _Optional[int] = ...) -> None: ...
 
 class ProfileResult(_message.Message):
     __slots__ = ("ops", "execute_us", "file")

@@ -47,6 +47,8 @@ METRICS: dict[str, Metric] = {
         Metric("latency_ms", "ms", "Latency, median", False, 3),
         # Median distance of a block from the median of the blocks.
         Metric("latency_mad_ms", "ms", "Latency, deviation of blocks", False, 4),
+        # Of the first 30 s of a sustained run, whose other figures are of its last five minutes.
+        Metric("latency_burst_ms", "ms", "Latency, burst", False, 3),
         Metric("latency_min_ms", "ms", "Latency, minimum", False, 3),
         Metric("latency_p90_ms", "ms", "Latency, p90", False, 3),
         Metric("latency_p99_ms", "ms", "Latency, p99", False, 3),
@@ -58,6 +60,7 @@ METRICS: dict[str, Metric] = {
         Metric("artifact_bytes", "bytes", "Artifact", False, 0),
         Metric("download_bytes", "bytes", "Download (compressed)", False, 0),
         Metric("memory_mb", "MB", "Memory, peak", False, 1),
+        Metric("memory_steady_mb", "MB", "Memory, while inferring", False, 1),
         Metric("startup_ms", "ms", "Cold load", False, 1),
         Metric("startup_warm_ms", "ms", "Warm load", False, 1),
         Metric("first_inference_ms", "ms", "First inference", False, 2),

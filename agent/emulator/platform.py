@@ -29,6 +29,7 @@ from agent.runtime.ort_qnn import OrtQnnRuntime
 from agent.sampler import ChannelStats
 from agent.sensors import discover
 from agent.sensors.channel import Channel, Spec
+from agent.sensors.system import ProcessMemory, process_memory
 from protos import agent_pb2 as pb
 
 _IDLE_PIECE_NS = 1_000_000_000
@@ -58,7 +59,7 @@ class EmulatedPlatform:
         self._device = Device(soc, seed=seed, personality=personality, signal=signal)
         self._phone = phone
         self._tree = SysfsTree(phone.tree if phone else root / "sysroot", self._device)
-        found = discover(self._tree.root, c.MODEL_PID)
+        found = discover(self._tree.root)
         self._channels, self._denied = found.channels, found.denied
         self._watch = Watch(self._channels)
         self.charger = Charger(self._tree.root, root / "charger.json")
@@ -134,6 +135,10 @@ class EmulatedPlatform:
 
     def throttling(self) -> bool:
         return self._device.level > 0
+
+    def model_memory(self) -> ProcessMemory | None:
+        self._tree.publish()
+        return process_memory(self._tree.root, c.MODEL_PID)
 
     def runtime(self) -> Runtime:
         cache = self._root / "cache" / "outputs"

@@ -42,7 +42,7 @@ from agent.runtime import (
     Stop,
 )
 from agent.runtime.loop import timed_loop
-from agent.sensors.system import DmaBuffers
+from agent.sensors.system import dma_buffer_bytes
 
 PERF_PROFILES = (
     "burst", "high_performance", "sustained_high_performance", "default", "balanced",
@@ -92,8 +92,8 @@ class OrtQnnRuntime:
         seconds, peak = self._call("load", str(context.wrapper), options)
         # Weights and tensors of the HTP are DMA buffers, which the resident set leaves out.
         assert self._child is not None
-        buffers = DmaBuffers(self._device_root, self._child.pid).read() or 0.0
-        return Loaded(seconds, peak + round(buffers))
+        buffers = dma_buffer_bytes(self._device_root, self._child.pid)
+        return Loaded(seconds, peak + buffers)
 
     def outputs(self, feed: Feed) -> dict[str, Array]:
         result: dict[str, Array] = self._call("outputs", dict(feed))

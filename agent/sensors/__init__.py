@@ -31,11 +31,11 @@ class Discovery:
     denied: tuple[str, ...]
 
 
-def discover(root: Path, pid: int | None = None, run: Run | None = None) -> Discovery:
+def discover(root: Path, run: Run | None = None) -> Discovery:
     """Every channel that can be read under `root` ("/" on a device), in a stable order.
 
-    `pid`: the process that runs the model. `run`: how to run dumpsys; None where there is no
-    Android. Which nodes an app or a shell may read differs by maker, so each is tried.
+    `run`: how to run dumpsys; None where there is no Android. Which nodes an app or a shell may
+    read differs by maker, so each is tried.
     """
     zones = thermal.zones(root)
     channels: list[Channel] = [
@@ -45,7 +45,7 @@ def discover(root: Path, pid: int | None = None, run: Run | None = None) -> Disc
         *zones,
         *thermal.cooling(root),
         *system.clocks(root),
-        *system.memory(root, pid),
+        *system.memory(root),
     ]
     if run is not None:
         channels += dumpsys.energy_meters(run)

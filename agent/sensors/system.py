@@ -9,7 +9,6 @@ from agent.sensors.channel import Channel, FileChannel, Scaled, Spec, read_int, 
 from protos import agent_pb2 as pb
 
 CLOCK_HZ = 10.0
-# smaps_rollup walks every mapping of the process: rarely, and not in a timed pass at high rate.
 MEMORY_HZ = 1.0
 # (name, site, node, factor to MHz, unit of the node). There is no unprivileged clock of the NPU.
 _CLOCKS = (
@@ -34,39 +33,45 @@ class Kilobytes:
             return None
 
 
-class DmaBuffers:
+def dma_buffer_bytes(root: Path, pid: int) -> int:
     """Bytes of the DMA buffers that a process holds by descriptor, each buffer counted once.
 
     PSS misses them: the HTP's weights and tensors live there. `/proc/<pid>/fdinfo/<fd>` of a
     dma-buf has `size:`, `exp_name:` and (since Linux 5.x) the inode that tells buffers apart.
     """
+    sizes: dict[str, int] = {}
+    try:
+        entries = list((root / f"proc/{pid}/fdinfo").iterdir())
+    except OSError:
+        return 0
+    for entry in entries:
+        fields = dict(
+            line.split(":", 1) for line in (read_text(entry) or "").splitlines() if ":" in line
+        )
+        if "exp_name" in fields and fields.get("size", "").strip().isdigit():
+            sizes[fields.get("ino", entry.name).strip()] = int(fields["size"])
+    return sum(sizes.values())
 
-    def __init__(self, root: Path, pid: int) -> None:
-        self._dir = root / f"proc/{pid}/fdinfo"
-        self.spec = Spec(
-            "process_dmabuf", "process", pb.MEMORY, "bytes", "fdinfo size of dma-bufs",
-            MEMORY_HZ, f"/proc/{pid}/fdinfo",
-        )  # fmt: skip
 
-    def open(self) -> None:
-        """Nothing to hold: the descriptors of the process come and go."""
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes of one process. `peak_pages`: the kernel's high-water mark of its resident pages,
+    which no polling can miss; `pages` where it does not say."""
 
-    def close(self) -> None:
-        """Nothing is held."""
+    pages: int
+    peak_pages: int
+    dma_buffers: int
 
-    def read(self) -> float | None:
-        sizes: dict[str, int] = {}
-        try:
-            entries = list(self._dir.iterdir())
-        except OSError:
-            return None
-        for entry in entries:
-            fields = dict(
-                line.split(":", 1) for line in (read_text(entry) or "").splitlines() if ":" in line
-            )
-            if "exp_name" in fields and fields.get("size", "").strip().isdigit():
-                sizes[fields.get("ino", entry.name).strip()] = int(fields["size"])
-        return float(sum(sizes.values()))
+
+def process_memory(root: Path, pid: int) -> ProcessMemory | None:
+    """Memory of a process now; None where it may not be read or is gone."""
+    rollup = read_text(root / f"proc/{pid}/smaps_rollup")
+    pages = Kilobytes(b"Pss")(rollup.encode()) if rollup else None
+    if pages is None:
+        return None
+    status = read_text(root / f"proc/{pid}/status") or ""
+    peak = Kilobytes(b"VmHWM")(status.encode()) or pages
+    return ProcessMemory(int(pages), int(max(peak, pages)), dma_buffer_bytes(root, pid))
 
 
 def clocks(root: Path) -> list[Channel]:
@@ -93,28 +98,19 @@ def clocks(root: Path) -> list[Channel]:
     return found
 
 
-def memory(root: Path, pid: int | None) -> list[Channel]:
-    """Memory left on the device; resident memory and DMA buffers of the process `pid`."""
-    found: list[Channel] = []
-    nodes = [("memory_available", "soc", root / "proc/meminfo", b"MemAvailable")]
-    if pid is not None:
-        nodes.append(("process_pss", "process", root / f"proc/{pid}/smaps_rollup", b"Pss"))
-    for name, site, node, field in nodes:
-        text = read_text(node)
-        if not text or Kilobytes(field)(text.encode()) is None:
-            continue
-        spec = Spec(
-            name=name,
-            site=site,
-            kind=pb.MEMORY,
-            unit="bytes",
-            method=f"{node.name} {field.decode()}",
-            poll_hz=MEMORY_HZ,
-            source=f"/{node.relative_to(root)}",
-        )
-        found.append(FileChannel(spec, node, Kilobytes(field), size=4096))
-    if pid is not None:
-        buffers = DmaBuffers(root, pid)
-        if buffers.read():
-            found.append(buffers)
-    return found
+def memory(root: Path) -> list[Channel]:
+    """Memory left on the device. That of the process that runs the model has a pass of its own."""
+    node, field = root / "proc/meminfo", b"MemAvailable"
+    text = read_text(node)
+    if not text or Kilobytes(field)(text.encode()) is None:
+        return []
+    spec = Spec(
+        name="memory_available",
+        site="soc",
+        kind=pb.MEMORY,
+        unit="bytes",
+        method=f"{node.name} {field.decode()}",
+        poll_hz=MEMORY_HZ,
+        source="/proc/meminfo",
+    )
+    return [FileChannel(spec, node, Kilobytes(field), size=4096)]

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from host.client import Cooling, SegmentSpec
 from host.errors import unknown_name
+from host.stats.phases import BLOCKS, SUSTAINED, TOTAL_S, block_seconds
 from quant.methods.grammar import Variant
 
 SECOND_NS = 1_000_000_000
+PROFILED_INFERENCES = 10
 # Whose heat a run must not inherit from the one before it.
 COOLDOWN_SITES = ("skin", "npu")
 
@@ -29,6 +31,17 @@ class Profile:
     blocks: int = 6
     warmup_max_s: float = 0.0  # warm up until the latency is steady, at most this long
 
+    @property
+    def contiguous(self) -> bool:
+        """All blocks of a run follow each other, so that they share its heat and no other's."""
+        return self.name == SUSTAINED
+
+    def block_s(self, index: int) -> tuple[float, float]:
+        """(least, most) seconds of a timed block."""
+        if self.contiguous:
+            return block_seconds(index), block_seconds(index)
+        return self.min_s / self.blocks, self.max_s / self.blocks
+
 
 PROFILES: dict[str, Profile] = {
     p.name: p
@@ -36,7 +49,8 @@ PROFILES: dict[str, Profile] = {
         Profile("rapid", 64, 6, 60, 0.25, 0.5, warmup_max_s=2.0),
         Profile("quick", 128, 10, 60, 0.5, 1.0, warmup_max_s=5.0),
         Profile("normal", 1024, 60, 600, 1.0, 5.0, warmup_max_s=30.0),
-        Profile("sustained", 1, 600, 600, 0.0, 10.0),
+        # One stretch from a cool device: host.stats.phases says which part of it counts.
+        Profile(SUSTAINED, 1, TOTAL_S, TOTAL_S, 0.0, 10.0, blocks=BLOCKS),
     )
 }
 
@@ -87,10 +101,9 @@ class Conditions:
     ceilings: tuple[tuple[str, float], ...] = ()
     stop_charging: bool = False
 
-    @property
-    def cooling(self) -> Cooling | None:
-        """The gate before each block. A sustained run wants the heat of the one before it."""
-        if not self.cooldown_timeout_s or self.profile.name == "sustained":
+    def cooling(self, index: int) -> Cooling | None:
+        """The gate before a block. A block of a sustained run wants the heat of the one before."""
+        if not self.cooldown_timeout_s or (self.profile.contiguous and index):
             return None
         timeout = round(self.cooldown_timeout_s * SECOND_NS)
         return Cooling(COOLDOWN_SITES, self.cooldown_above_c, timeout)
@@ -111,9 +124,35 @@ def check_segment(run_id: str, artifact: str, under: Conditions) -> SegmentSpec:
     )
 
 
+def footprint_segment(run_id: str, artifact: str, under: Conditions) -> SegmentSpec:
+    """Memory while a fresh process loads and infers; untimed."""
+    return SegmentSpec(
+        run_id,
+        artifact,
+        under.soc,
+        "footprint",
+        min_duration_ns=SECOND_NS,
+        perf_profile=under.perf_profile,
+    )
+
+
+def profile_segment(run_id: str, artifact: str, under: Conditions) -> SegmentSpec:
+    """Cycles of every operator, in a process of its own that is thrown away afterwards."""
+    return SegmentSpec(
+        run_id,
+        artifact,
+        under.soc,
+        "profile",
+        min_inferences=PROFILED_INFERENCES,
+        perf_profile=under.perf_profile,
+    )
+
+
 def block_segment(run_id: str, artifact: str, index: int, under: Conditions) -> SegmentSpec:
     """One timed block: an equal share of the profile's minima and maximum."""
     profile = under.profile
+    least_s, most_s = profile.block_s(index)
+    idle_ns = round(profile.idle_s * SECOND_NS)
     return SegmentSpec(
         run_id,
         artifact,
@@ -121,14 +160,15 @@ def block_segment(run_id: str, artifact: str, index: int, under: Conditions) -> 
         "block",
         block_index=index,
         min_inferences=math.ceil(profile.min_inferences / profile.blocks),
-        min_duration_ns=round(profile.min_s / profile.blocks * SECOND_NS),
-        max_duration_ns=round(profile.max_s / profile.blocks * SECOND_NS),
+        min_duration_ns=round(least_s * SECOND_NS),
+        max_duration_ns=round(most_s * SECOND_NS),
         warmup_ns=round(profile.warmup_s * SECOND_NS),
         warmup_max_ns=round(profile.warmup_max_s * SECOND_NS),
-        idle_ns=round(profile.idle_s * SECOND_NS),
+        idle_ns=0 if profile.contiguous and index else idle_ns,
+        idle_after_ns=0 if profile.contiguous and index < profile.blocks - 1 else idle_ns,
         perf_profile=under.perf_profile,
         sample_rate_hz=under.sample_rate_hz,
-        cooldown=under.cooling,
+        cooldown=under.cooling(index),
         ceilings=under.ceilings,
         stop_charging=under.stop_charging,
     )
@@ -146,13 +186,19 @@ def evaluate_segment(run_id: str, artifact: str, inputs: str, under: Conditions)
     )
 
 
-def block_order(run_ids: Sequence[str], blocks: int, seed: int) -> list[tuple[str, int]]:
+def block_order(
+    run_ids: Sequence[str], blocks: int, seed: int, *, contiguous: bool = False
+) -> list[tuple[str, int]]:
     """(run, block) pairs: every block holds every run once, in an order of its own.
 
     A fixed order lets the heat left by one variant always fall on the same next one; randomised
-    blocks spread it evenly (randomised complete block design).
+    blocks spread it evenly (randomised complete block design). `contiguous`: one run after the
+    other, in a random order.
     """
     rng = random.Random(seed)
+    if contiguous:
+        shuffled = rng.sample(list(run_ids), len(run_ids))
+        return [(run, block) for run in shuffled for block in range(blocks)]
     order: list[tuple[str, int]] = []
     for block in range(blocks):
         runs = list(run_ids)

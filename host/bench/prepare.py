@@ -57,6 +57,7 @@ class BenchConfig:
     cooldown_timeout_s: float = 300.0
     ceilings: tuple[tuple[str, float], ...] = ()
     stop_charging: bool = False
+    per_op: bool = False  # cycles per operator, in a pass of their own
     meter: str = ""  # NAME[:key=value,...] of an external one
     resume: bool = False
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

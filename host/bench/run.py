@@ -31,7 +31,9 @@ from host.bench.plan import (
     block_order,
     block_segment,
     check_segment,
+    footprint_segment,
     get_profile,
+    profile_segment,
 )
 from host.bench.prepare import (
     BenchConfig,
@@ -220,7 +222,7 @@ class _Bench:
         self, session_id: str, old: dict[tuple[str, str], RunRow]
     ) -> list[tuple[Job, Prepared]]:
         """Every model x variant not finished yet. Unfinished runs of a resumed session keep
-        their id, and with it the blocks that are stored."""
+        their id, and with it the blocks that are stored; a sustained one begins again."""
         soc = get_soc(self.device.info.soc)
         jobs = []
         count = len(old)
@@ -230,7 +232,8 @@ class _Bench:
                 if row is not None and row.status in (RunStatus.OK, RunStatus.SKIPPED):
                     self.statuses[row.run_id] = row.status
                     continue
-                if row is not None and row.failure_class is FailureClass.KILLED:
+                kept = row is not None and row.failure_class is FailureClass.KILLED
+                if row is not None and kept and not self.profile.contiguous:
                     run_id = row.run_id
                 else:
                     count += 1
@@ -345,12 +348,16 @@ class _Bench:
             self._fail(job.run_id, FailureClass.USER_ERROR, f"{e.message} {e.hint}")
             return
         runner.put(artifact)
-        runner.run([check_segment(job.run_id, artifact.sha256, self.conditions)])
+        passes = [check_segment, footprint_segment]
+        if self.config.per_op:
+            passes.append(profile_segment)
+        runner.run([one(job.run_id, artifact.sha256, self.conditions) for one in passes])
         self._collect_failures(runner)
 
     def _timed_blocks(self, runner: DeviceRunner, stored: dict[str, set[int]]) -> None:
         ready = [r for r in self.artifacts if r not in self.statuses]
-        order = block_order(ready, self.profile.blocks, self.config.seed)
+        profile = self.profile
+        order = block_order(ready, profile.blocks, self.config.seed, contiguous=profile.contiguous)
         runner.run(
             [
                 block_segment(run_id, self.artifacts[run_id].sha256, index, self.conditions)
@@ -390,7 +397,7 @@ class _Bench:
             limits = Limits(
                 self.profile.min_inferences,
                 self.profile.min_s,
-                allow_throttling=self.profile.name == "sustained",
+                allow_throttling=self.profile.contiguous,
                 cooldown_failure="; ".join(c.message for c in data.cooldowns if c.timed_out),
             )
             result = assess(data, self.device.info.provenance, limits)

@@ -105,6 +105,10 @@ def register(app: typer.Typer) -> None:
             bool | None,
             typer.Option("--stop-charging", help="Cut the charger while measuring; restored."),
         ] = None,
+        per_op: Annotated[
+            bool | None,
+            typer.Option("--per-op", help="Cycles per operator too, in a pass of their own."),
+        ] = None,
         meter: Annotated[
             str | None,
             typer.Option(help="External power meter: NAME[:key=value,...], e.g. stream:port=7100."),
@@ -130,6 +134,7 @@ def register(app: typer.Typer) -> None:
                 "cooldown_timeout": cooldown_timeout,
                 "max_temperature": max_temperature,
                 "stop_charging": stop_charging,
+                "per_op": per_op,
                 "meter": meter,
             },
             model_inputs(model_path or [], task or [], model_type, metric),
@@ -188,6 +193,7 @@ def resolve_bench(
         cooldown_timeout_s=values["cooldown_timeout"],
         ceilings=parse_ceilings(values["max_temperature"]),
         stop_charging=values["stop_charging"],
+        per_op=values["per_op"],
         meter=values["meter"],
         resume=resume,
         input_shapes=parse_input_shapes(input_shapes),

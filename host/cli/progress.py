@@ -32,6 +32,12 @@ STAGES = {
     "evaluate_htp": "accuracy HTP",
     "package": "package",
 }
+PASSES = {
+    "check": "checked",
+    "footprint": "memory read",
+    "profile": "operators profiled",
+    "evaluate": "evaluated",
+}
 _LAST_STAGE = "package"
 
 
@@ -105,10 +111,8 @@ class Progress:
         if done.failure:
             self._states[run_id] = "failed"
             line = f"failed: {done.failure}"
-        elif done.spec.kind == "check":
-            self._states[run_id] = "checked"
-        elif done.spec.kind == "evaluate":
-            self._states[run_id] = "evaluated"
+        elif done.spec.kind in PASSES:
+            self._states[run_id] = PASSES[done.spec.kind]
         else:
             index = done.spec.block_index
             if index != self._round:

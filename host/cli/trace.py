@@ -18,6 +18,7 @@ DbPath = Annotated[Path | None, typer.Option(help="Database of the run.")]
 Mock = Annotated[bool, typer.Option("--mock", help="Use the database of emulated devices.")]
 Run = Annotated[str, typer.Argument(help="Run id, the beginning of one, or latest.")]
 SPARK_WIDTH = 32
+SHOWN_OPERATORS = 15
 
 
 def register(app: typer.Typer) -> None:
@@ -130,6 +131,8 @@ def _print(row: RunRow, data: RunData, provenance: str) -> None:
             sparkline(data.samples[channel.channel].value, width),
         )
     console.print(table)
+    if data.ops:
+        console.print(_operators(data))
     first = min(m.t_start_ns for m in data.marks) if data.marks else 0
     phases = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("phase", "block", "from s", "to s"):
@@ -137,8 +140,22 @@ def _print(row: RunRow, data: RunData, provenance: str) -> None:
     for m in data.marks:
         phases.add_row(
             m.phase,
-            str(m.block_index),
+            str(m.block_index + 1),
             f"{(m.t_start_ns - first) / 1e9:.3f}",
             f"{(m.t_end_ns - first) / 1e9:.3f}",
         )
     console.print(phases)
+
+
+def _operators(data: RunData) -> Table:
+    """The operators that take the most cycles, from the pass of their own."""
+    from host.trace import operator_shares
+
+    rows = operator_shares(data.ops)
+    title = f"{len(rows)} operators, by their share of the cycles (a pass of its own)"
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    for column, right in (("operator", False), ("cycles", True), ("share", True)):
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for name, cycles, share in rows[:SHOWN_OPERATORS]:
+        table.add_row(name, f"{cycles:,.0f}", f"{share:.1%}")
+    return table

@@ -151,18 +151,25 @@ def _baseline(trace: PowerTrace, marks: Sequence[Mark], block: Block) -> Baselin
     """Idle power at the middle of the window, on the line from the baseline before to the one
     after, so that a drift (a screen that dims, leakage that grows with heat) cancels.
 
-    A sensor that averages and holds still shows the load for up to two updates after its end, so
-    the baseline after starts that much later; one that is too short for it is not used.
+    The nearest ones count: the blocks of a sustained run share those at its two ends. A sensor
+    that averages and holds still shows the load for up to two updates after its end, so the
+    baseline after starts that much later; one that is too short for it is not used.
     """
+    idle = [m for m in marks if m.t_end_ns > m.t_start_ns]
+    before = [m for m in idle if m.phase == "idle_before" and m.t_end_ns <= block.t_first_ns]
+    after = [m for m in idle if m.phase == "idle_after" and m.t_start_ns >= block.t_last_ns]
+    windows = []
+    if before:
+        last = max(before, key=lambda m: m.t_end_ns)
+        windows.append((last.t_start_ns, last.t_end_ns))
+    if after:
+        first = min(after, key=lambda m: m.t_start_ns)
+        windows.append((first.t_start_ns + _lag_ns(trace), first.t_end_ns))
     ends: list[tuple[int, float, float]] = []
-    for phase, skip_ns in (("idle_before", 0), ("idle_after", _lag_ns(trace))):
-        for mark in marks:
-            start, end = mark.t_start_ns + skip_ns, mark.t_end_ns
-            if (mark.phase, mark.block_index) == (phase, block.block_index) and start < end:
-                mean = trace.mean_mw(start, end)
-                if mean is not None:
-                    ends.append(((start + end) // 2, mean, (end - start) * _NS))
-                    break
+    for start, end in windows:
+        mean = trace.mean_mw(start, end) if start < end else None
+        if mean is not None:
+            ends.append(((start + end) // 2, mean, (end - start) * _NS))
     if not ends:
         return None
     start = ends[0][0]

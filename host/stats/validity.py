@@ -253,7 +253,7 @@ def _wide(e: Evidence) -> str:
 
 def _outliers(e: Evidence) -> str:
     causes = outlier_causes(e.data, e.block_us)
-    listed = ", ".join(f"block {index} ({cause})" for index, cause in causes.items())
+    listed = ", ".join(f"block {index + 1} ({cause})" for index, cause in causes.items())
     return f"far from the others: {listed}" if listed else ""
 
 

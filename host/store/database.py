@@ -37,7 +37,7 @@ from quant.figures import Figure, Provenance
 # Everything that belongs to a run and goes when the run is done again.
 RUN_TABLES = (
     "channels", "samples", "marks", "blocks", "loads", "goldens", "scores", "figures", "stages",
-    "cooldowns", "sampler_reports", "channel_reports",
+    "cooldowns", "sampler_reports", "channel_reports", "memory_passes", "op_profiles", "profiles",
 )  # fmt: skip
 
 
@@ -169,7 +169,8 @@ class Store(Queries):
                 self._insert_table("samples", samples)
             for table, name in (
                 ("loads", "load"), ("goldens", "golden"), ("cooldowns", "cooldown"),
-                ("sampler_reports", "sampler"),
+                ("sampler_reports", "sampler"), ("memory_passes", "memory"),
+                ("profiles", "profile"),
             ):  # fmt: skip
                 for batch in fresh:
                     value = getattr(batch, name)
@@ -178,6 +179,12 @@ class Store(Queries):
             for batch in fresh:
                 if batch.channel_reports:
                     self._insert("channel_reports", batch.channel_reports, run_id=batch.run_id)
+                if batch.ops:
+                    # A resumed run is profiled again.
+                    self.connection.execute(
+                        "DELETE FROM op_profiles WHERE run_id = ?", [batch.run_id]
+                    )
+                    self._insert("op_profiles", batch.ops, run_id=batch.run_id)
             blocks = [(b.run_id, b.block) for b in fresh if b.block is not None]
             if blocks:
                 self._insert_table("blocks", columns.blocks_table(blocks))

@@ -21,6 +21,8 @@ from host.store.rows import (
     Golden,
     Load,
     Mark,
+    Memory,
+    OpProfile,
     RunData,
     RunRow,
     Samples,
@@ -160,6 +162,9 @@ class Queries:
         )
         loads = self._rows(Load, f"SELECT * EXCLUDE (run_id) FROM loads {where}", [run_id])
         goldens = self._rows(Golden, f"SELECT * EXCLUDE (run_id) FROM goldens {where}", [run_id])
+        memory = self._rows(
+            Memory, f"SELECT * EXCLUDE (run_id) FROM memory_passes {where}", [run_id]
+        )
         return RunData(
             run_id=run_id,
             blocks=tuple(blocks),
@@ -182,6 +187,15 @@ class Queries:
             golden=goldens[-1] if goldens else None,
             cooldowns=tuple(
                 self._rows(Cooldown, f"SELECT * EXCLUDE (run_id) FROM cooldowns {where}", [run_id])
+            ),
+            memory=memory[-1] if memory else None,
+            profile=str(self._value(f"SELECT profile FROM runs {where}", [run_id]) or ""),
+            ops=tuple(
+                self._rows(
+                    OpProfile,
+                    f"SELECT * EXCLUDE (run_id) FROM op_profiles {where} ORDER BY op_id",
+                    [run_id],
+                )
             ),
         )
 
@@ -223,6 +237,8 @@ def _typed(name: str, value: Any) -> Any:
         return FailureClass(value)
     if name == "provenance":
         return Provenance(value)
+    if name == "cycles":
+        return tuple(value)
     if name == "per_iteration_us":
         return np.asarray(value, np.float32)
     return value

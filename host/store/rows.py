@@ -144,6 +144,34 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Of the process that runs the model, from a pass of its own. `steady_bytes`: median while
+    inferring; 0 readings: only the peak of its load is known."""
+
+    peak_bytes: int
+    steady_bytes: int
+    dma_buffer_bytes: int
+    readings: int
+
+
+@dataclass(frozen=True)
+class OpProfile:
+    """Cycles (inferences,) of one operator, from a pass of its own."""
+
+    op_id: int
+    name: str
+    cycles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`execute_us` (inferences,): the whole graph. `file`: the runtime's own, for Fetch."""
+
+    execute_us: tuple[int, ...]
+    file: str
+
+
+@dataclass(frozen=True)
 class Golden:
     samples: int
     bit_equal: bool
@@ -233,6 +261,9 @@ class RawBatch:
     cooldown: Cooldown | None = None
     sampler: SamplerReport | None = None
     channel_reports: tuple[ChannelReport, ...] = ()
+    memory: Memory | None = None
+    profile: Profile | None = None
+    ops: tuple[OpProfile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -247,3 +278,6 @@ class RunData:
     load: Load | None = None
     golden: Golden | None = None
     cooldowns: tuple[Cooldown, ...] = ()
+    memory: Memory | None = None
+    ops: tuple[OpProfile, ...] = ()
+    profile: str = ""  # rapid, quick, normal or sustained

@@ -273,6 +273,21 @@ def test_an_unknown_profile_fails_and_names_the_known(agent, artifact, block_seg
     assert "sustained_high_performance" in end.message
 
 
+def test_the_memory_pass_reads_the_process_that_runs_the_model(
+    agent, artifact, block_segment, device_model
+):
+    segment = block_segment(artifact, min_duration_ns=1_000_000_000)
+    segment.kind = pb.FOOTPRINT
+    batches = run(agent, segment)
+    assert batches[-1].end.outcome == pb.OK
+    (memory,) = [b.memory for b in batches if b.HasField("memory")]
+    want = device_model["memory_bytes"]
+    assert memory.peak_bytes == pytest.approx(want, abs=1024)  # smaps_rollup counts kB
+    assert memory.steady_bytes == pytest.approx(want, abs=1024)
+    assert memory.readings >= 2 and memory.dma_buffer_bytes == 0
+    assert not any(b.samples or b.HasField("block") for b in batches), "nothing is timed"
+
+
 def test_an_emulated_device_has_no_per_operator_times(agent, artifact, block_segment):
     segment = block_segment(artifact)
     segment.kind = pb.PROFILE

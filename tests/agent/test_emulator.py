@@ -197,7 +197,7 @@ def test_the_sensors_read_what_the_device_knows(tmp_path):
     advance(device, inference_load(MODEL), 20)
     tree.publish()
     values = {}
-    for channel in discover(tmp_path, c.MODEL_PID).channels:
+    for channel in discover(tmp_path).channels:
         channel.open()
         values[channel.spec.name] = channel.read()
         channel.close()

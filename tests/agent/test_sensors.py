@@ -14,6 +14,7 @@ from agent import fingerprint
 from agent.platform import Watch
 from agent.sensors import discover, dumpsys, power, thermal
 from agent.sensors.channel import FileChannel
+from agent.sensors.system import ProcessMemory, process_memory
 from protos import agent_pb2 as pb
 
 
@@ -348,10 +349,12 @@ def test_memory_counts_resident_pages_and_every_dma_buffer_once(tmp_path):
             "proc/99/fdinfo/8": "pos:\t0\nflags:\t02\nino:\t9\nsize:\t55",  # no dma-buf
         },
     )
-    assert readings(discover(tmp_path, pid=99).channels) == {
-        "memory_available": 7_000_000 * 1024, "process_pss": 2048 * 1024,
-        "process_dmabuf": 1_004_096,
-    }  # fmt: skip
+    assert readings(discover(tmp_path).channels) == {"memory_available": 7_000_000 * 1024}
+    # No high-water mark can be read here, so the peak is what is there now.
+    assert process_memory(tmp_path, 99) == ProcessMemory(2048 * 1024, 2048 * 1024, 1_004_096)
+    write(tmp_path, {"proc/99/status": "Name:\tx\nVmHWM:\t    9000 kB"})
+    assert process_memory(tmp_path, 99) == ProcessMemory(2048 * 1024, 9000 * 1024, 1_004_096)
+    assert process_memory(tmp_path, 98) is None
 
 
 def test_fingerprint_of_a_phone(tmp_path):

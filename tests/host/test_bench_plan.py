@@ -48,12 +48,26 @@ def test_default_profile_depends_on_the_device():
 def test_blocks_together_meet_the_minima_and_stay_under_the_maximum(name):
     p = PROFILES[name]
     under = Conditions("sm8650", p)
-    s = block_segment("r", "a" * 64, 0, under)
-    assert s.min_inferences * p.blocks >= p.min_inferences
-    assert s.min_duration_ns * p.blocks >= p.min_s * 1e9 - p.blocks
-    assert s.max_duration_ns * p.blocks <= p.max_s * 1e9 + p.blocks
+    all_of_them = [block_segment("r", "a" * 64, i, under) for i in range(p.blocks)]
+    assert sum(s.min_inferences for s in all_of_them) >= p.min_inferences
+    assert sum(s.min_duration_ns for s in all_of_them) >= p.min_s * 1e9 - p.blocks
+    assert sum(s.max_duration_ns for s in all_of_them) <= p.max_s * 1e9 + p.blocks
     assert check_segment("r", "a" * 64, under).kind == "check"
-    assert (s.cooldown is None) == (name == "sustained")
+    gated = [s.cooldown is not None for s in all_of_them]
+    assert all(gated) or (gated[0] and not any(gated[1:]) and name == "sustained")
+
+
+def test_a_sustained_run_is_one_stretch_with_idle_time_at_its_ends():
+    p = PROFILES["sustained"]
+    under = Conditions("sm8650", p)
+    first, *middle, last = [block_segment("r", "a" * 64, i, under) for i in range(p.blocks)]
+    assert (first.idle_ns, first.idle_after_ns) == (10_000_000_000, 0)
+    assert (last.idle_ns, last.idle_after_ns) == (0, 10_000_000_000)
+    assert {(s.idle_ns, s.idle_after_ns, s.warmup_ns) for s in middle} == {(0, 0, 0)}
+    order = block_order(["a", "b", "c"], p.blocks, 5, contiguous=True)
+    assert [b for _, b in order] == list(range(p.blocks)) * 3
+    runs = [order[i * p.blocks][0] for i in range(3)]
+    assert sorted(runs) == ["a", "b", "c"] and len({r for r, _ in order[: p.blocks]}) == 1
 
 
 def test_every_block_holds_every_run_once_in_changing_orders():

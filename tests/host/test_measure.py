@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from host.errors import RunStatus
-from host.measure import Limits, assess, block_latency_us, measure
+from host.measure import Limits, assess, block_latency_us, block_values, measure
+from host.stats.phases import BLOCK_S, BLOCKS, BURST_BLOCKS, STEADY_BLOCKS, block_seconds
 from host.stats.power import choose_power, measured_updates
 from host.stats.validity import Scope, outlier_causes
 from host.store import Block, Channel, Golden, Load, Mark, RunData, Samples
-from host.store.rows import Cooldown
+from host.store.rows import Cooldown, Memory
 from quant.figures import Provenance
 
 S = 1_000_000_000
@@ -239,8 +240,8 @@ def test_outliers_stay_in_and_get_a_cause():
     found = assess(odd, Provenance.MEASURED, LIMITS)
     assert by_name(found.figures)["latency_ms"].ci_high == pytest.approx(100, rel=0.01)
     reasons = {finding.rule: finding.reason for finding in found.findings}
-    assert "block 2 (no cause found" in reasons["outliers"]
-    assert str(found.warnings[-1]).startswith("Far from the others: block 2")
+    assert "block 3 (no cause found" in reasons["outliers"]
+    assert str(found.warnings[-1]).startswith("Far from the others: block 3")
     assert str(found.warnings[-1]).endswith("See the trace of the run around these blocks.")
     assert all(finding.scope is Scope.WARNING for finding in found.findings)
     throttled = replace(
@@ -268,3 +269,55 @@ def test_a_run_without_blocks_or_power_has_reasons_instead_of_figures():
     assert figures["latency_ms"].value is None and not figures["latency_ms"].valid
     bare = by_name(measure(replace(run_data(), channels=()), Provenance.MEASURED, LIMITS))
     assert bare["energy_mj"].reason == "no power channel"
+
+
+def test_memory_comes_from_its_own_pass_and_else_from_the_load():
+    figures = by_name(measure(run_data(), Provenance.MEASURED, LIMITS))
+    assert (figures["memory_mb"].value, figures["memory_mb"].n) == (48.0, 1)
+    assert "memory_steady_mb" not in figures
+    data = replace(run_data(), memory=Memory(61_000_000, 55_500_000, 20_000_000, 12))
+    figures = by_name(measure(data, Provenance.MEASURED, LIMITS))
+    assert (figures["memory_mb"].value, figures["memory_mb"].n) == (61.0, 12)
+    assert figures["memory_steady_mb"].value == 55.5
+
+
+def sustained_data() -> RunData:
+    """25 blocks without a pause: 50 ms for the burst, then slower by and by, 80 ms at last."""
+    ms = [50.0] * BURST_BLOCKS + [60.0] * (BLOCKS - BURST_BLOCKS - STEADY_BLOCKS)
+    ms += [80.0] * STEADY_BLOCKS
+    blocks, at = [], 10 * S
+    for i, latency in enumerate(ms):
+        end = at + round(block_seconds(i) * S)
+        iterations = latency * 1e3 + 0.5 * i + np.arange(round(block_seconds(i) * 1e3 / latency))
+        blocks.append(
+            Block(i, len(iterations), at, end, iterations.astype(np.float32), throttled=i > 9)
+        )
+        at = end
+    marks = (Mark("idle_before", 0, 10 * S, 0), Mark("idle_after", at, at + 10 * S, BLOCKS - 1))
+    power = ramp(1, at / S + 10, 10, lambda t: (500 if t < 10 or t > at / S else 2500) + 1e-6 * t)
+    return RunData("r", tuple(blocks), (BOARD,), {BOARD.channel: power}, marks, profile="sustained")
+
+
+def test_a_sustained_run_has_its_burst_and_its_steady_phase_apart():
+    data = sustained_data()
+    limits = Limits(1, 600.0, allow_throttling=True)
+    result = assess(data, Provenance.MEASURED, limits)
+    figures = by_name(result.figures)
+    assert result.status == "ok", result.message
+    assert figures["latency_burst_ms"].value == pytest.approx(50.0, rel=0.01)
+    assert figures["latency_burst_ms"].n == BURST_BLOCKS
+    assert figures["latency_ms"].value == pytest.approx(80.2, rel=0.01)
+    assert figures["latency_ms"].n == STEADY_BLOCKS
+    assert figures["power_mw"].value == pytest.approx(2500, rel=0.001)
+    # The blocks in between have no idle time of their own: the ends of the stretch serve all.
+    per_inference = 2000 * BLOCK_S / len(data.blocks[-1].per_iteration_us)
+    assert figures["energy_mj"].value == pytest.approx(per_inference, rel=0.01)
+    assert len(block_values(data)["latency_ms"]) == STEADY_BLOCKS
+    assert not [f for f in result.findings if f.rule == "no_baseline"]
+
+
+def test_a_sustained_run_that_lacks_its_first_blocks_has_no_burst():
+    data = sustained_data()
+    result = assess(replace(data, blocks=data.blocks[2:]), Provenance.MEASURED, Limits(1, 600.0))
+    burst = by_name(result.figures)["latency_burst_ms"]
+    assert burst.value is None and burst.reason == "the first blocks are missing"

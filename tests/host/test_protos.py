@@ -9,6 +9,7 @@ import pytest
 
 from host import client
 from host.errors import ExitCode, FailureClass, RunStatus
+from host.store.rows import Memory, OpProfile, Profile
 from protos import agent_pb2 as pb
 from quant.figures import METRICS, Provenance
 
@@ -31,6 +32,10 @@ def test_decoding_keeps_every_part_of_a_batch():
         load=pb.LoadResult(cold_s=1, warm_s=2, first_inference_s=3, peak_memory_bytes=4),
         golden=pb.GoldenResult(samples=2, bit_equal=True, sqnr_db=float("inf")),
         block=pb.BlockResult(block_index=4, inferences=2, per_iteration_us=[10, 20]),
+        memory=pb.MemoryResult(peak_bytes=9, steady_bytes=7, dma_buffer_bytes=2, readings=3),
+        profile=pb.ProfileResult(
+            ops=[pb.OpProfile(name="conv", op_id=5, cycles=[10, 12])], execute_us=[3, 4], file="f"
+        ),
         end=pb.SegmentEnd(kind=pb.BLOCK, block_index=4, outcome=pb.FAILED, message="m"),
     )
     got = client.decode(batch)
@@ -39,6 +44,9 @@ def test_decoding_keeps_every_part_of_a_batch():
     assert got.raw.load is not None and got.raw.load.warm_s == 2
     assert got.raw.golden is not None and got.raw.golden.sqnr_db == float("inf")
     assert got.raw.block is not None and got.raw.block.per_iteration_us.tolist() == [10, 20]
+    assert got.raw.memory == Memory(9, 7, 2, 3)
+    assert got.raw.profile == Profile((3, 4), "f")
+    assert got.raw.ops == (OpProfile(5, "conv", (10, 12)),)
     assert got.end is not None and (got.end.kind, got.end.outcome) == ("block", "failed")
     bare = client.decode(pb.Batch(seq=1))
     assert (bare.raw.load, bare.raw.block, bare.end) == (None, None, None)

@@ -9,8 +9,15 @@ import pytest
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
 
 from host.errors import UserError
-from host.store.rows import Channel, Mark, RunData, RunRow, Samples
-from host.trace import channel_summary, export_trace, perfetto_trace, sparkline, trace_table
+from host.store.rows import Channel, Mark, OpProfile, RunData, RunRow, Samples
+from host.trace import (
+    channel_summary,
+    export_trace,
+    operator_shares,
+    perfetto_trace,
+    sparkline,
+    trace_table,
+)
 
 RUN = RunRow(
     "r1", "s1", "m", "vision", "f", "t", "sm8650", "emulated:sm8650", "EMU", "int8", "int8", "rapid"
@@ -89,3 +96,12 @@ def test_sparkline_and_summary():
     n, rate, low, middle, high = channel_summary(DATA.channels[0], DATA)
     assert (n, low, middle, high) == (10, 100.0, 145.0, 190.0)
     assert rate == pytest.approx(1000.0)
+
+
+def test_operators_by_their_share_without_the_cold_first_inference():
+    ops = (
+        OpProfile(1, "conv", (9000, 100, 300)),
+        OpProfile(2, "softmax", (50, 600)),
+        OpProfile(3, "input", ()),
+    )
+    assert operator_shares(ops) == [("softmax", 600.0, 0.75), ("conv", 200.0, 0.25)]
