@@ -72,7 +72,9 @@ def _android(run: Run) -> dict[str, str]:
     if match := re.search(r"mWakefulness=(\w+)", run(("dumpsys", "power")) or ""):
         facts["screen"] = match[1]
     for name, setting in _SETTINGS.items():
-        facts[name] = (run(("settings", "get", "global", setting)) or "").strip()
+        value = (run(("settings", "get", "global", setting)) or "").strip()
+        if value != "null":  # not set
+            facts[name] = value
     status = parse_thermal_status(run(THERMAL) or "")
     if status is not None:
         facts["thermal_status"] = str(int(status))

@@ -34,7 +34,7 @@ from host.cli.bench import model_inputs, resolve_bench
 from host.devices import DeviceInfo
 from host.emulate import EmulatedPhone
 from host.errors import DeviceError, RunStatus
-from host.store import Store
+from host.store import RawBatch, Store
 
 SOC = "sm8650"
 TIME_FACTOR = 20.0
@@ -90,6 +90,7 @@ class _Striker:
     ) -> None: ...
     def stage(self, run_id: str, stage: str, seconds: float) -> None: ...
     def finished(self, run_id: str, status: RunStatus, message: str) -> None: ...
+    def batch(self, raw: RawBatch) -> None: ...
 
 
 def faulted_run(seed: int, server: AdbServer, folder: Path) -> Outcome:

@@ -1,4 +1,4 @@
-"""The commands of Android that a Linux machine lacks: getprop and dumpsys.
+"""The commands of Android that a Linux machine lacks: getprop, settings and dumpsys.
 
 Each takes the device's root and its arguments, and gives (exit code, standard output). Needs the
 standard library alone, because it also runs as a script inside the emulated device.
@@ -14,6 +14,8 @@ from pathlib import Path
 PROPERTIES = Path("system/build.prop")
 Command = Callable[[Path, list[str]], tuple[int, str]]
 
+# What the device model's idle power stands for: screen off, radios off.
+GLOBAL_SETTINGS = {"airplane_mode_on": "1", "wifi_on": "0", "bluetooth_on": "0"}
 # android.os.BatteryManager
 STATUS = {"Unknown": 1, "Charging": 2, "Discharging": 3, "Not charging": 4, "Full": 5}
 # android.os.Temperature: type of the skin sensor, and THROTTLING_* by the limits of its zone
@@ -33,12 +35,23 @@ def getprop(root: Path, arguments: list[str]) -> tuple[int, str]:
 
 
 def dumpsys(root: Path, arguments: list[str]) -> tuple[int, str]:
-    """`dumpsys battery` and `dumpsys thermalservice`; any other service is not there."""
-    services = {"battery": _battery, "thermalservice": _thermal}
+    """`dumpsys battery`, `power` and `thermalservice`; any other service is not there."""
+    services = {"battery": _battery, "power": _power, "thermalservice": _thermal}
     name = arguments[0] if arguments else ""
     if name not in services:
         return 1, f"Can't find service: {name}\n"
     return 0, services[name](root)
+
+
+def settings(root: Path, arguments: list[str]) -> tuple[int, str]:
+    """`settings get global NAME`; `null` for what is not set."""
+    if arguments[:2] != ["get", "global"] or len(arguments) != 3:
+        return 1, "usage: settings get global NAME\n"
+    return 0, GLOBAL_SETTINGS.get(arguments[2], "null") + "\n"
+
+
+def _power(root: Path) -> str:
+    return "POWER MANAGER (dumpsys power)\n\nPower Manager State:\n  mWakefulness=Asleep\n"
 
 
 def _battery(root: Path) -> str:
@@ -104,7 +117,7 @@ def _number(path: Path) -> float | None:
         return None
 
 
-COMMANDS: dict[str, Command] = {"getprop": getprop, "dumpsys": dumpsys}
+COMMANDS: dict[str, Command] = {"getprop": getprop, "dumpsys": dumpsys, "settings": settings}
 
 if __name__ == "__main__":
     code, text = COMMANDS[sys.argv[1]](Path("/"), sys.argv[2:])

@@ -17,6 +17,7 @@ from pathlib import Path
 from agent import fingerprint
 from agent.charging import Charger
 from agent.emulator import constants as c
+from agent.emulator.android_commands import COMMANDS
 from agent.emulator.device import Device
 from agent.emulator.personalities import PERSONALITIES, Personality
 from agent.emulator.phone import Phone
@@ -88,7 +89,7 @@ class EmulatedPlatform:
             channels=[ch.spec.to_proto(i) for i, ch in enumerate(self._channels, 1)],
             runtimes=[EmulatedRuntime.name],
             fingerprint={
-                **fingerprint.read(self._tree.root),
+                **fingerprint.read(self._tree.root, self._android),
                 **fingerprint.of_package(),
                 "build": c.BUILD,
                 "perf_profiles": ",".join(c.PROFILE_CLOCK),
@@ -157,6 +158,15 @@ class EmulatedPlatform:
             device.on_tick(0, None)
             sampler.close()
         report(sampler.report((device.now_ns - start_ns) / 1e9))
+
+    def _android(self, argv: Sequence[str]) -> str | None:
+        """What Android's services say of this device: the model's power is that of a device whose
+        screen and radios are off."""
+        command = COMMANDS.get(argv[0])
+        if command is None:
+            return None
+        code, text = command(self._tree.root, list(argv[1:]))
+        return text if code == 0 else None
 
     def kill_children(self) -> None:
         self._numerics.kill()

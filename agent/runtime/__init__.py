@@ -111,6 +111,11 @@ class Runtime(Protocol):
 class ChildRuntime(Runtime, Protocol):
     """A runtime whose work is done in a process of its own."""
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that runs the model now, to read its memory; from any thread."""
+        ...
+
     def kill(self) -> None:
         """End the child now, from any thread; the call under way raises Killed."""
         ...

@@ -43,7 +43,7 @@ from agent.runtime import (
 )
 from agent.runtime.ort_qnn import PERF_PROFILES
 from agent.sensors.channel import read_text
-from agent.sensors.system import DmaBuffers
+from agent.sensors.system import dma_buffer_bytes
 
 _LOOK_S = 0.02
 _PILOT = 64  # inferences of the first guess at the latency
@@ -101,6 +101,11 @@ class NetRunRuntime:
         self._timer = ""  # the tool that times this context; chosen when first needed
         self._latency_ns = 0.0  # of the context, as last measured
         self._child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        child = self._child
+        return None if child is None else child.pid
 
     def load(self, context: Context) -> Loaded:
         if self._context != context:
@@ -300,7 +305,6 @@ class NetRunRuntime:
             done.set()
 
         threading.Thread(target=reap, daemon=True, name="net-run-wait").start()
-        buffers = DmaBuffers(self._device_root, child.pid)
         peak, why = 0, ""
         while not done.wait(_LOOK_S):
             elapsed_ns = time.monotonic_ns() - start_ns
@@ -312,7 +316,7 @@ class NetRunRuntime:
                 why = "overdue"
             if why:
                 child.kill()
-            peak = max(peak, _resident(child.pid) + round(buffers.read() or 0.0))
+            peak = max(peak, _resident(child.pid) + dma_buffer_bytes(self._device_root, child.pid))
         return ended[0], peak, why
 
     # Files -------------------------------------------------------------------------------

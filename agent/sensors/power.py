@@ -8,7 +8,9 @@ method. `power_now` is never used: it read 68 W on an SM8750 at rest.
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +39,8 @@ COUNTER_HZ = 50.0
 _ODPM = re.compile(rb"^CH\d+\(T=\d+\)\[([^\]]+)\],\s*(\d+)", re.MULTILINE)
 # |current| below this is milliamperes: 10 mA is less than any awake phone draws.
 _MILLIAMPERE_BELOW = 10_000
+# How often, and how far apart, a gauge is asked that has no value at the moment.
+_TRIES, _BUSY_S = 5, 0.1
 
 
 @dataclass(frozen=True)
@@ -112,21 +116,23 @@ def battery(root: Path) -> list[Channel]:
     supplies = root / "sys/class/power_supply"
     for name in ("battery", "bms"):
         base = supplies / name
-        current, voltage = read_int(base / "current_now"), read_int(base / "voltage_now")
+        current, voltage = _when_free(base / "current_now"), _when_free(base / "voltage_now")
         if current is None or voltage is None:
             continue
         status = read_text(base / "status") or ""
-        scale, how = current_scale(current, status)
+        parse, how = current_scale(current, status)
         channels: list[Channel] = [
-            _gauge(root, base / "current_now", "battery_current", pb.CURRENT, "mA", how, scale),
+            _gauge(root, base / "current_now", "battery_current", pb.CURRENT, "mA", how, parse),
             _gauge(
                 root, base / "voltage_now", "battery_voltage", pb.VOLTAGE, "mV", "uV",
-                1e-3 if voltage > 100_000 else 1.0,
+                Scaled(1e-3 if voltage > 100_000 else 1.0),
             ),
         ]  # fmt: skip
         if read_int(base / "capacity") is not None:
             channels.append(
-                _gauge(root, base / "capacity", "battery_charge", pb.CHARGE, "percent", "", 1.0)
+                _gauge(
+                    root, base / "capacity", "battery_charge", pb.CHARGE, "percent", "", Scaled(1.0)
+                )
             )
         if status:
             spec = Spec(
@@ -138,13 +144,44 @@ def battery(root: Path) -> list[Channel]:
     return []
 
 
-def current_scale(current: int, status: str) -> tuple[float, str]:
-    """The factor from `current_now` to mA out of the battery, and the words that say it."""
-    unit, factor = ("uA", 1e-3) if abs(current) >= _MILLIAMPERE_BELOW else ("mA", 1.0)
-    charging = status == "Charging"
-    negative_out = (current < 0) != charging
-    sign = "negative" if negative_out else "positive"
-    return (-factor if negative_out else factor), f"{unit}, {sign} = discharging"
+@dataclass(frozen=True)
+class EitherUnit:
+    """A parser for a current whose unit did not show yet: each value is told apart by its size."""
+
+    sign: float
+
+    def __call__(self, data: bytes) -> float | None:
+        try:
+            value = int(data)
+        except ValueError:
+            return None
+        return value * self.sign * (1e-3 if abs(value) >= _MILLIAMPERE_BELOW else 1.0)
+
+
+def current_scale(current: int, status: str) -> tuple[Parse, str]:
+    """How `current_now` becomes mA out of the battery, and the words that say it.
+
+    On the charger a small value is no sign of milliamperes: a full battery takes none. The unit
+    is then left open, because a wrong one would be a thousand times off once it discharges.
+    """
+    negative_out = (current < 0) != (status == "Charging")
+    sign, words = (-1.0, "negative") if negative_out else (1.0, "positive")
+    words += " = discharging"
+    if abs(current) >= _MILLIAMPERE_BELOW:
+        return Scaled(sign * 1e-3), f"uA, {words}"
+    if status == "Discharging" and current:
+        return Scaled(sign), f"mA, {words}"
+    return EitherUnit(sign), f"mA or uA by size, {words}"
+
+
+def _when_free(node: Path) -> int | None:
+    """A gauge's value, asked again where its firmware is busy; None where it has no such node."""
+    for _ in range(_TRIES):
+        value = read_int(node)
+        if value is not None or not os.access(node, os.R_OK):
+            return value
+        time.sleep(_BUSY_S)
+    return None
 
 
 def rail_site(rail: str) -> str:
@@ -153,11 +190,11 @@ def rail_site(rail: str) -> str:
 
 
 def _gauge(
-    root: Path, path: Path, name: str, kind: pb.ChannelKind, unit: str, how: str, scale: float
+    root: Path, path: Path, name: str, kind: pb.ChannelKind, unit: str, how: str, parse: Parse
 ) -> Channel:
     method = f"power_supply {path.name}" + (f", {how}" if how else "")
     spec = Spec(name, "battery", kind, unit, method, GAUGE_HZ, _shown(path, root))
-    return FileChannel(spec, path, Scaled(scale))
+    return FileChannel(spec, path, parse)
 
 
 def _shown(path: Path, root: Path) -> str:

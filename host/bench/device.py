@@ -71,6 +71,7 @@ class DeviceRunner:
         session_id: str,
         on_segment: Callable[[SegmentDone], None],
         *,
+        on_batch: Callable[[RawBatch], None] = lambda raw: None,
         last_time_ns: int = 0,
         meter: MeterRecorder | None = None,
     ) -> None:
@@ -81,6 +82,7 @@ class DeviceRunner:
         self._store = store
         self._session_id = session_id
         self._on_segment = on_segment
+        self._on_batch = on_batch
         self._restarts = 0
         self._last_time_ns = last_time_ns
         self._epoch_ns = 0
@@ -228,6 +230,7 @@ class DeviceRunner:
             self._span_ns = min(start, mark.t_start_ns), max(end, mark.t_end_ns)
         self._device.client.ack(self._store.append(self._session_id, self._device.stream_id, [raw]))
         self._next_seq = raw.seq + 1
+        self._on_batch(raw)
         self.clock.observe(self._device.client)
 
     def _batches(self) -> Iterator[AgentBatch]:

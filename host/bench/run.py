@@ -50,7 +50,7 @@ from host.errors import DeviceError, FailureClass, RunStatus, ToolchainError, Us
 from host.measure import Limits, assess
 from host.meters.recorder import MeterRecorder, open_recorder
 from host.store import Store, new_session_id
-from host.store.rows import DeviceRow, RunRow, SessionRow, Stage
+from host.store.rows import DeviceRow, RawBatch, RunRow, SessionRow, Stage
 from quant.artifact import Artifact, open_artifact
 from quant.build import cached_artifact
 from quant.evaluate import Evaluation
@@ -66,6 +66,7 @@ class BenchEvents(Protocol):
     ) -> None: ...
     def stage(self, run_id: str, stage: str, seconds: float) -> None: ...
     def segment(self, done: SegmentDone) -> None: ...
+    def batch(self, raw: RawBatch) -> None: ...
     def finished(self, run_id: str, status: RunStatus, message: str) -> None: ...
 
 
@@ -264,6 +265,7 @@ class _Bench:
             self.events.segment,
             last_time_ns=self.store.last_time_ns(session_id),
             meter=self.meter,
+            on_batch=self.events.batch,
         )
         try:
             self._build_and_check(todo, runner)

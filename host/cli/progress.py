@@ -21,7 +21,9 @@ from host.errors import RunStatus
 if TYPE_CHECKING:
     from host.bench.device import SegmentDone
     from host.bench.plan import Job, Profile
+    from host.cli.live import LiveLine
     from host.devices import DeviceInfo
+    from host.store.rows import RawBatch
 
 # Stage of a build -> what it is called here. Accuracy is computed twice, in two engines.
 STAGES = {
@@ -55,6 +57,7 @@ class Progress:
         self._round = -1  # index of the round of blocks that is being run
         self._in_round = 0
         self._live: Live | None = None
+        self._now: LiveLine | None = None
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -73,6 +76,10 @@ class Progress:
     ) -> None:
         what = "EMULATED, its time, power, heat and memory are a model's" if info.emulated else ""
         self._blocks = profile.blocks
+        if self._live is not None:
+            from host.cli.live import LiveLine
+
+            self._now = LiveLine(info.channels, emulated=info.emulated)
         several = len({job.model_name for job in jobs}) > 1
         for job in jobs:
             model = f"{job.model_name} " if several else ""
@@ -122,6 +129,13 @@ class Progress:
             self._states[run_id] = f"block {index + 1}/{self._blocks}"
         self._show(run_id, line)
 
+    def batch(self, raw: RawBatch) -> None:
+        """What the device measures, as it comes: only a terminal shows it."""
+        if self._live is not None and self._now is not None:
+            with self._lock:
+                self._now.update(raw)
+            self._update()
+
     def finished(self, run_id: str, status: RunStatus, message: str) -> None:
         self._end_round()
         told = self._states.get(run_id) == "failed"  # by segment() already
@@ -158,7 +172,8 @@ class Progress:
 
     def _update(self) -> None:
         if self._live is not None:
-            self._live.update(self.table())
+            now = self._now.text(self._names) if self._now is not None else ""
+            self._live.update(Group(self.table(), now))
 
     def _show(self, run_id: str, line: str) -> None:
         if self._live is not None:

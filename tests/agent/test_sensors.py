@@ -52,7 +52,7 @@ def gauge(root, current, status="Discharging", **more):
         (-412, "Discharging", 412.0, "mA, negative = discharging"),  # Samsung
         (412, "Discharging", 412.0, "mA, positive = discharging"),
         (1_500_000, "Charging", -1500.0, "uA, negative = discharging"),
-        (-1500, "Charging", -1500.0, "mA, positive = discharging"),
+        (-1500, "Charging", -1500.0, "mA or uA by size, positive = discharging"),
     ],
 )
 def test_current_unit_and_sign_are_detected_and_said(
@@ -71,6 +71,25 @@ def test_the_detected_scale_holds_when_the_charger_comes_later(tmp_path):
     values = readings(channels)
     assert values["battery_current"] == pytest.approx(-900.0)
     assert values["battery_status"] == 1.0
+
+
+@pytest.mark.parametrize(("full", "status"), [(0, "Full"), (5_000, "Charging"), (-40, "Full")])
+def test_a_full_battery_does_not_decide_the_unit(tmp_path, full, status):
+    """5,000 on the charger is 5 mA or 5 A: only what flows out later shows which."""
+    channels = power.battery(gauge(tmp_path, full, status))
+    assert "by size" in channels[0].spec.method
+    for raw in (412_000, 412):
+        gauge(tmp_path, raw, "Discharging")
+        assert abs(readings(channels)["battery_current"]) == pytest.approx(412.0)
+
+
+def test_a_gauge_that_is_busy_when_the_agent_starts_is_asked_again(tmp_path, monkeypatch):
+    root = gauge(tmp_path, -412_000)
+    node = root / "sys/class/power_supply/battery/current_now"
+    text = node.read_text()
+    node.write_text("")  # what a file can show of -EAGAIN
+    monkeypatch.setattr(power.time, "sleep", lambda seconds: node.write_text(text))
+    assert readings(power.battery(root))["battery_current"] == pytest.approx(412.0)
 
 
 @pytest.mark.parametrize(("raw", "millivolts"), [("3912000", 3912.0), ("3912", 3912.0)])

@@ -215,16 +215,19 @@ def test_finished_artifacts_are_run_as_they_are(lab):
 
 
 def test_the_power_of_a_run_is_the_external_meters(lab):
+    """On a machine too busy for an emulated device to keep up with the wall, its clock is no line:
+    then the run says that it did without the meter."""
     node = lab.folder / "node"
     node.write_text("1234000\n")
     meter = subprocess.Popen(
         [sys.executable, "-P", "-m", "host.meters.stand_in", "--node", str(node)],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         port = meter.stdout.readline().split()[1]
         done = lab.run(
-            *lab.bench_args("--methods", "int8", "--time-factor", "8"),
+            *lab.bench_args("--methods", "int8", "--time-factor", "2"),
             "--meter", f"stream:port={port}", "--db-path", "meter.duckdb",
         )  # fmt: skip
     finally:
@@ -232,14 +235,19 @@ def test_the_power_of_a_run_is_the_external_meters(lab):
         meter.communicate()
     assert done.returncode == 0, done.stderr
     with duckdb.connect(str(lab.folder / "meter.duckdb"), read_only=True) as db:
-        ((method, power, energy),) = db.execute(
-            "SELECT power_method, power_mw, energy_mj FROM all_results"
+        ((notes, method, power, energy),) = db.execute(
+            "SELECT notes_json, all_results.power_method, power_mw, energy_mj "
+            "FROM all_results JOIN runs USING (run_id)"
         ).fetchall()
-        ((drift, uncertainty),) = db.execute(
-            "SELECT drift_ppm, uncertainty_ns FROM clock_estimates"
+        ((epochs, seen, sites),) = db.execute(
+            "SELECT (SELECT count(*) FROM clock_estimates), (SELECT count(*) FROM clock_offsets), "
+            "(SELECT count(*) FROM channels WHERE site = 'meter')"
         ).fetchall()
+    assert (epochs, sites) == (1, 2)
+    assert seen > 6, "a look at the clock after every block"
+    if "known only to" in notes:
+        assert method.startswith("board rail")
+        return
     assert method == "external meter: supply_power (external meter qhost stand-in)"
     assert power == pytest.approx(1234.0, rel=1e-3)
     assert abs(energy) < 1e-3  # the meter saw no difference to idle
-    assert drift == pytest.approx(7e6, rel=0.05)  # eight times as fast
-    assert uncertainty < 20_000_000
