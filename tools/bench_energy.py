@@ -2,11 +2,11 @@
 
     python tools/bench_energy.py [--seeds 3]
 
-The emulated device shows a synthetic signal on its rail; the agent's sensors read the rail's files,
-its stream goes into a database, and `host.measure` makes figures of it: the way of every bench. The
-truth is the signal's exact integral (`agent/emulator/signals.py`). At 100 Hz and 1 kHz the error must
-be at most 2 %; at 1 Hz and 0.1 Hz the truth must lie within the interval that the figure states; and
-what a rail cannot support must be marked invalid with the reason.
+The emulated device shows a synthetic signal on its rail; the agent's sensors read the rail's
+files, its stream goes into a database, and `host.measure` makes figures of it: the way of every
+bench. The truth is the signal's exact integral (`agent/emulator/signals.py`). At 100 Hz and 1 kHz
+the error must be at most 2 %; at 1 Hz and 0.1 Hz the truth must lie within the interval that the
+figure states; and what a rail cannot support must be marked invalid with the reason.
 """
 
 from __future__ import annotations
