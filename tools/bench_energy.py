@@ -12,26 +12,17 @@ figure states; and what a rail cannot support must be marked invalid with the re
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+
+from emulated_runs import RUN, SOC, run_segments, sample_artifact
 
 from agent.emulator.signals import SIGNALS
-from host.bench.device import DeviceRunner
 from host.bench.plan import Conditions, Profile, block_segment
-from host.config import cache_dir
-from host.devices import LocalEmulator
 from host.measure import Limits, assess
-from host.samples import default_sample
-from host.store import RunRow, SessionRow, Store
-from quant.artifact import Artifact, open_artifact
-from quant.build import BuildRequest, build
+from quant.artifact import Artifact
 from quant.figures import Provenance
 
-SOC = "sm8650"
 # Latencies: one with many inferences in a reading of any rail, one with a few in a 10 ms reading.
 LATENCIES_US = (730.0, 7_300.0)
 
@@ -67,57 +58,19 @@ class Outcome:
     reason: str
 
 
-class SignalDevice(LocalEmulator):
-    """An emulated device that shows a signal in place of its own power."""
-
-    def __init__(self, signal: str, personality: str, seed: int, latency_us: float) -> None:
-        self._more = ["--signal", signal, "--personality", personality, "--seed", str(seed)]
-        self._latency_us = latency_us
-        super().__init__(SOC)
-
-    def _command(self, root: Path, token_file: Path) -> list[str]:
-        return [*super()._command(root, token_file), *self._more]
-
-    def put(self, artifact: Artifact) -> None:
-        """The artifact, timed as the case wants it."""
-        with tempfile.TemporaryDirectory() as tmp:
-            folder = artifact.extract(Path(tmp), SOC)
-            path = folder / "manifest.json"
-            manifest = json.loads(path.read_text())
-            manifest["device_model"][SOC]["latency_us"] = {"total": self._latency_us}
-            path.write_text(json.dumps(manifest))
-            self.client.put_artifact(folder, artifact.sha256)
-
-
-def sample_artifact() -> Artifact:
-    sample = default_sample()
-    request = BuildRequest(
-        model_path=sample.model_path, variant="int8", soc=SOC, cache_dir=cache_dir(None),
-        task_path=sample.task_path, model_type=sample.model_type, metric=sample.metric,
-        emulator_samples=16,
-    )  # fmt: skip
-    return open_artifact(build(request, lambda stage, seconds: None).artifact)
-
-
-def measured(
-    artifact: Artifact, signal: str, rail: Rail, latency_us: float, seed: int, folder: Path
-) -> Outcome:
+def measured(artifact: Artifact, signal: str, rail: Rail, latency_us: float, seed: int) -> Outcome:
     """One run through the whole chain."""
     under = Conditions(SOC, rail.profile, "", rail.poll_hz, cooldown_timeout_s=0)
-    with closing(SignalDevice(signal, rail.personality, seed, latency_us)) as device:
-        with Store.open(folder / "q.duckdb", create=True) as store:
-            store.new_session(SessionRow("s", "f", True, rail.profile.name, seed))
-            run = RunRow(
-                "r", "s", "m", "vision", "f", "t", SOC, "emulated", "EMU", "int8", "int8", "normal"
-            )
-            store.add_run(run, device.info.channels)
-            runner = DeviceRunner(device, store, "s", lambda done: None)
-            runner.put(artifact)
-            runner.run(
-                [block_segment("r", artifact.sha256, i, under) for i in range(rail.profile.blocks)]
-            )
-            assert not runner.failures, runner.failures
-            data = store.run_data("r")
+    blocks = [block_segment(RUN, artifact.sha256, i, under) for i in range(rail.profile.blocks)]
+    data, failure = run_segments(
+        artifact,
+        blocks,
+        personality=rail.personality,
+        seed=seed,
+        signal=signal,
+        model={"latency_us": {"total": latency_us}},
+    )
+    assert not failure, failure
     limits = Limits(rail.profile.min_inferences, rail.profile.min_s)
     result = assess(data, Provenance.EMULATED_DEVICE, limits)
     figure = next(f for f in result.figures if f.metric == "energy_mj")
@@ -150,8 +103,7 @@ def main() -> int:
         for signal in SIGNALS:
             for latency_us in LATENCIES_US:
                 for seed in range(options.seeds):
-                    with tempfile.TemporaryDirectory() as folder:
-                        got = measured(artifact, signal, rail, latency_us, seed, Path(folder))
+                    got = measured(artifact, signal, rail, latency_us, seed)
                     print(
                         f"{name:22s} {signal:9s} {latency_us / 1e3:5.2f} ms {seed:4d} "
                         f"{got.error:+8.2%} {got.half_width:6.1%} {got.inside!s:>6s} "

@@ -47,6 +47,7 @@ PROFILE_CLOCK = {
     "low_power_saver": 0.36,
     "extreme_power_saver": 0.28,
 }
+NPU_CLOCK_HZ = 1_000_000_000  # full clock as the files show it: a round number, not Qualcomm's
 # Dynamic power goes with f * V^2, and the voltage falls with the clock: P ~ f^2.2 at a fixed work
 # rate per clock is what published operating points of mobile cores fit.
 POWER_EXPONENT = 2.2

@@ -16,7 +16,8 @@ class Personality:
     an INA-type monitor that averages several conversions; with a shorter window than the time
     between two samples, bursts of single inferences would alias.
     busy_every: every n-th update of the fuel gauge finds its firmware busy, and the node has no
-    value until the next. denied: nodes (patterns below the root) without permission to read.
+    value until the next. npu_clock: devfreq shows the NPU's clock. denied: nodes (patterns below
+    the root) without permission to read.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Personality:
     power_now: bool = False
     busy_every: int = 0
     plugged: bool = False
+    npu_clock: bool = False
     ambient_c: float = 24.0
     denied: tuple[str, ...] = ()
 
@@ -40,6 +42,7 @@ PERSONALITIES: dict[str, Personality] = {
     for p in (
         Personality("board"),
         Personality("board-1khz", rail_period_ns=_MS),
+        Personality("board-clocks", npu_clock=True),
         Personality("board-1hz", rail_period_ns=_S),
         Personality("board-0.1hz", rail_period_ns=10 * _S),
         _PHONE,

@@ -148,6 +148,12 @@ class SysfsTree:
                 lambda: c.CPU_BUSY_KHZ if device.load.cpu_busy else c.CPU_IDLE_KHZ,
             )
 
+        if device.personality.npu_clock:
+            full_hz = c.NPU_CLOCK_HZ
+            self._value(
+                "sys/class/devfreq/soc:cdsp/cur_freq", lambda: round(full_hz * device.clock_ratio)
+            )
+
     def _memory(self) -> None:
         self._meminfo = self._open("proc/meminfo")
         self._smaps = self._open(f"proc/{c.MODEL_PID}/smaps_rollup")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,15 @@ from protos import agent_pb2 as pb
 
 CLOCK_HZ = 10.0
 MEMORY_HZ = 1.0
-# (name, site, node, factor to MHz, unit of the node). There is no unprivileged clock of the NPU.
+# (name, site, node, factor to MHz, unit of the node). Phones show no clock of the NPU.
 _CLOCKS = (
     ("gpu_clock", "gpu", "sys/class/kgsl/kgsl-3d0/gpuclk", 1e-6, "Hz"),
     ("ddr_clock", "ddr", "sys/devices/system/cpu/bus_dcvs/DDR/cur_freq", 1e-3, "kHz"),
+)
+# devfreq devices by name; others are buses whose figure is a bandwidth or a vote, not a clock.
+_DEVFREQ = (
+    (re.compile(r"npu|nsp|(^|[-_.:,])cdsp[-_]?(clk|core)?$", re.IGNORECASE), "npu"),
+    (re.compile(r"^\d+\.(qcom,)?kgsl|\.gpu$", re.IGNORECASE), "gpu"),
 )
 
 
@@ -75,11 +81,15 @@ def process_memory(root: Path, pid: int) -> ProcessMemory | None:
 
 
 def clocks(root: Path) -> list[Channel]:
-    """CPU policies, GPU and DDR, in MHz."""
+    """CPU policies, GPU, DDR, and what devfreq shows of known parts, in MHz."""
     nodes = [
         (f"cpu_{base.name}", "cpu", f"{base.relative_to(root)}/scaling_cur_freq", 1e-3, "kHz")
         for base in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
     ]
+    for base in sorted((root / "sys/class/devfreq").glob("*")):
+        site = next((site for pattern, site in _DEVFREQ if pattern.search(base.name)), None)
+        if site is not None:
+            nodes.append((base.name, site, f"{base.relative_to(root)}/cur_freq", 1e-6, "Hz"))
     found: list[Channel] = []
     for name, site, path, factor, unit in (*nodes, *_CLOCKS):
         node = root / path

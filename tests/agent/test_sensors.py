@@ -353,6 +353,18 @@ def test_clocks_in_megahertz_from_their_different_units(tmp_path):
     assert readings(discover(tmp_path).channels) == {
         "cpu_policy0": 2016.0, "gpu_clock": 680.0, "ddr_clock": 2092.0,
     }  # fmt: skip
+    write(
+        tmp_path,
+        {
+            "sys/class/devfreq/soc:cdsp/cur_freq": "1200000000",
+            "sys/class/devfreq/soc:qcom,cdsp-cdsp-l3-lat/cur_freq": "1593600000",
+            "sys/class/devfreq/1d84000.ufshc/cur_freq": "300000000",
+        },
+    )
+    channels = {c.spec.name: c for c in discover(tmp_path).channels}
+    assert readings([channels["soc:cdsp"]]) == {"soc:cdsp": 1200.0}
+    assert channels["soc:cdsp"].spec.site == "npu"
+    assert not any("l3" in name or "ufs" in name for name in channels)
 
 
 def test_memory_counts_resident_pages_and_every_dma_buffer_once(tmp_path):
