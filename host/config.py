@@ -44,7 +44,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("seed", int, 0, "seed of the block order and of resampling"),
         Setting("time_factor", float, None, "device seconds per wall second of an emulated device"),
         Setting("sample_rate_hz", float, 100.0, "sampling rate of fast sensors"),
-        Setting("cooldown_timeout", float, 300.0, "seconds to wait for cooling; 0: no gate"),
+        Setting("cooldown_timeout", float, None, "seconds to wait for cooling; 0: no gate"),
         Setting("max_temperature", str, "", "degrees C that fail a run: npu=95,skin=43"),
         Setting("stop_charging", bool, False, "cut the charger while measuring"),
         Setting("per_op", bool, False, "cycles per operator, in a pass of their own"),

@@ -91,6 +91,7 @@ class DeviceRunner:
         self._inputs: dict[str, Path] = {}
         self._outputs: dict[str, tuple[OutputFile, ...]] = {}
         self.failures: dict[str, RunFailure] = {}
+        self.profile_files: dict[str, str] = {}  # run -> a profile that only the SDK can read
         self.notes: dict[str, list[str]] = {}  # of a run, beside what its figures say
         self._pending: list[SegmentSpec] = []
         self.clock = SessionClock(store, session_id, device.info.serial)
@@ -149,6 +150,8 @@ class DeviceRunner:
             self._commit(batch)
             if batch.outputs:
                 self._outputs[batch.raw.run_id] = batch.outputs
+            if batch.raw.profile is not None and not batch.raw.ops:
+                self.profile_files[batch.raw.run_id] = batch.raw.profile.file
             if batch.end is not None:
                 self._take_readings(batch.raw.run_id)
                 self._ended(batch.raw.run_id, batch.end)
@@ -171,6 +174,7 @@ class DeviceRunner:
         if failure and spec.kind == "profile":
             # What else there is of the run stands without it.
             self.note(run_id, f"No times per operator: {failure}.")
+            failure = ""
         elif failure:
             self._fail(run_id, FailureClass(end.failure_class or "DEVICE_ERROR"), failure)
             if any(s.run_id == run_id for s in self._pending):

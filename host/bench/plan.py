@@ -30,6 +30,7 @@ class Profile:
     idle_s: float  # each idle baseline
     blocks: int = 6
     warmup_max_s: float = 0.0  # warm up until the latency is steady, at most this long
+    cooldown_s: float = 300.0  # at most, before a block
 
     @property
     def contiguous(self) -> bool:
@@ -50,7 +51,8 @@ PROFILES: dict[str, Profile] = {
         Profile("quick", 128, 10, 60, 0.5, 1.0, warmup_max_s=5.0),
         Profile("normal", 1024, 60, 600, 1.0, 5.0, warmup_max_s=30.0),
         # One stretch from a cool device: host.stats.phases says which part of it counts.
-        Profile(SUSTAINED, 1, TOTAL_S, TOTAL_S, 0.0, 10.0, blocks=BLOCKS),
+        # The skin gives ten minutes of heat back in more than five.
+        Profile(SUSTAINED, 1, TOTAL_S, TOTAL_S, 0.0, 10.0, blocks=BLOCKS, cooldown_s=1800.0),
     )
 }
 

@@ -54,7 +54,7 @@ class BenchConfig:
     seed: int = 0
     time_factor: float | None = None
     sample_rate_hz: float = 100.0
-    cooldown_timeout_s: float = 300.0
+    cooldown_timeout_s: float | None = None  # None: the profile's; 0: no gate
     ceilings: tuple[tuple[str, float], ...] = ()
     stop_charging: bool = False
     per_op: bool = False  # cycles per operator, in a pass of their own

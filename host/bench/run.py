@@ -23,6 +23,7 @@ from host.bench.accuracy import accuracy_pass, beside_the_emulator, evaluation_f
 from host.bench.builder import Builder, BuildFailure, Built
 from host.bench.device import DeviceRunner, SegmentDone, missing_blocks
 from host.bench.figures import drop_figures, score_arrays, static_figures
+from host.bench.passes import run_passes
 from host.bench.plan import (
     Conditions,
     Job,
@@ -30,10 +31,7 @@ from host.bench.plan import (
     Profile,
     block_order,
     block_segment,
-    check_segment,
-    footprint_segment,
     get_profile,
-    profile_segment,
 )
 from host.bench.prepare import (
     BenchConfig,
@@ -140,10 +138,13 @@ class _Bench:
             self.profile,
             config.perf_profile,
             config.sample_rate_hz,
-            config.cooldown_timeout_s,
+            self.profile.cooldown_s
+            if config.cooldown_timeout_s is None
+            else config.cooldown_timeout_s,
             ceilings=config.ceilings,
             stop_charging=config.stop_charging,
         )
+        self.session_id = ""
         self.statuses: dict[str, RunStatus] = {}
         self.failures: dict[str, tuple[FailureClass, str]] = {}
         self.artifacts: dict[str, Artifact] = {}
@@ -151,6 +152,7 @@ class _Bench:
 
     def run(self) -> BenchOutcome:
         session_id, old_runs = self._session()
+        self.session_id = session_id
         jobs = self._jobs(session_id, old_runs)
         self.events.planned(session_id, self.device.info, [job for job, _ in jobs], self.profile)
         for job, _ in jobs:
@@ -350,10 +352,15 @@ class _Bench:
             self._fail(job.run_id, FailureClass.USER_ERROR, f"{e.message} {e.hint}")
             return
         runner.put(artifact)
-        passes = [check_segment, footprint_segment]
-        if self.config.per_op:
-            passes.append(profile_segment)
-        runner.run([one(job.run_id, artifact.sha256, self.conditions) for one in passes])
+        run_passes(
+            runner,
+            self.device,
+            job.run_id,
+            artifact.sha256,
+            self.conditions,
+            self.config.output_dir / self.session_id,
+            per_op=self.config.per_op,
+        )
         self._collect_failures(runner)
 
     def _timed_blocks(self, runner: DeviceRunner, stored: dict[str, set[int]]) -> None:

@@ -96,7 +96,10 @@ def register(app: typer.Typer) -> None:
         ] = None,
         cooldown_timeout: Annotated[
             float | None,
-            typer.Option(min=0.0, help="Device seconds to wait for cooling before a block (300)."),
+            typer.Option(
+                min=0.0,
+                help="Device seconds to wait for cooling before a block (300; sustained 1800).",
+            ),
         ] = None,
         max_temperature: Annotated[
             str | None, typer.Option(help="Degrees C at which a run fails: npu=95,skin=43.")
