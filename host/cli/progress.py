@@ -89,7 +89,8 @@ class Progress:
         for line in (
             f"Session {session_id} on {info.label}" + (f" ({what})" if what else ""),
             f"{_count(len(jobs), 'variant')}: {names}",
-            f"Profile {profile.name}: {profile.blocks} timed blocks of each, in a random order",
+            f"Profile {profile.name}: {profile.blocks} timed blocks of each, "
+            + ("one variant after the other" if profile.contiguous else "in a random order"),
         ):
             self.console.print(line, soft_wrap=True)
         self._update()

@@ -227,7 +227,7 @@ def test_the_power_of_a_run_is_the_external_meters(lab):
     try:
         port = meter.stdout.readline().split()[1]
         done = lab.run(
-            *lab.bench_args("--methods", "int8", "--time-factor", "2"),
+            *lab.bench_args("--methods", "int8", "--time-factor", "2", "--per-op"),
             "--meter", f"stream:port={port}", "--db-path", "meter.duckdb",
         )  # fmt: skip
     finally:
@@ -244,6 +244,7 @@ def test_the_power_of_a_run_is_the_external_meters(lab):
             "(SELECT count(*) FROM channels WHERE site = 'meter')"
         ).fetchall()
     assert (epochs, sites) == (1, 2)
+    assert "No times per operator: an emulated device" in notes
     assert seen > 6, "a look at the clock after every block"
     if "known only to" in notes:
         assert method.startswith("board rail")
