@@ -17,7 +17,15 @@ from host.stats.energy import Energy, summarize, window_energies
 from host.stats.intervals import Estimate, median_absolute_deviation, median_interval
 from host.stats.phases import BLOCK_S, BURST_BLOCKS, STEADY_BLOCKS, SUSTAINED, burst, steady
 from host.stats.power import PowerTrace, choose_power
-from host.stats.validity import Evidence, Finding, Limits, Scope, broken_rules
+from host.stats.validity import (
+    MIN_UPDATES,
+    Evidence,
+    Finding,
+    Limits,
+    Scope,
+    broken_rules,
+    few_readings,
+)
 from host.store.rows import Block, Floats, RunData
 from quant.figures import METRICS, Figure, Provenance
 
@@ -59,7 +67,7 @@ def assess(data: RunData, provenance: Provenance, limits: Limits) -> Assessment:
         limits = replace(limits, min_duration_s=STEADY_BLOCKS * BLOCK_S)
     block_us = np.array([block_latency_us(block) for block in data.blocks])
     latency = median_interval(block_us) if len(block_us) else None
-    trace = choose_power(data.channels, data.samples)
+    trace = choose_power(data.channels, data.samples, data.blocks)
     windows = window_energies(trace, data.blocks, data.marks) if trace else []
     energy = summarize(windows) if windows else None
     findings = broken_rules(Evidence(data, limits, block_us, latency, trace, energy))
@@ -109,7 +117,7 @@ def block_values(data: RunData) -> dict[str, Floats]:
             [block.inferences / (block.duration_ns * 1e-9) for block in data.blocks]
         ),
     }
-    trace = choose_power(data.channels, data.samples)
+    trace = choose_power(data.channels, data.samples, data.blocks)
     windows = window_energies(trace, data.blocks, data.marks) if trace else []
     if len(windows) != len(data.blocks):
         return values
@@ -204,6 +212,10 @@ def _power_figures(
     if energy is None:
         reason = "no power channel" if trace is None else "power was not sampled in the windows"
         return [_absent(name, provenance, reason) for name in POWER_METRICS] if blocks else []
+    if energy.updates < MIN_UPDATES and trace is not None:
+        # Not even an interval could be stated: the sensor may have missed the load altogether.
+        reason = few_readings(energy.updates, trace.update_hz)
+        return [_absent(name, provenance, reason) for name in POWER_METRICS]
     figures = [
         _figure("power_mw", energy.power_mw, provenance),
         _figure("energy_gross_mj", energy.gross_mj, provenance),

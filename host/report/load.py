@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,8 +18,10 @@ from host.report.lines import envelope
 from host.stats.power import choose_power
 from host.store import Store
 from host.store.rows import Channel, DeviceRow, RunData, RunRow, SessionRow
-from quant.artifact import Artifact, open_artifact
 from quant.figures import Figure, Provenance
+
+if TYPE_CHECKING:
+    from quant.artifact import Artifact
 
 # Points kept of each trace: more than a plot has pixels, and a page of 12 variants stays small.
 _TRACE_BUCKETS = 1000
@@ -181,7 +183,7 @@ def closest(figures: Iterable[Figure]) -> tuple[dict[str, Figure], tuple[Figure,
 def _traces(data: RunData, start_ns: int, source: Provenance) -> tuple[Trace, ...]:
     """Power, the hottest temperature, and the NPU's clock: what explains a run."""
     found = []
-    if (power := choose_power(data.channels, data.samples)) is not None:
+    if (power := choose_power(data.channels, data.samples, data.blocks)) is not None:
         # How it was read stands in the fingerprint.
         name = power.method.split(" (")[0]
         found.append(_trace(name, "mW", source, power.t_ns, power.mw, start_ns))
@@ -251,7 +253,13 @@ def _settings(session: SessionRow, run: RunRow, description: Mapping[str, Any]) 
 
 def _matching(paths: Iterable[Path], wanted: set[str]) -> list[Artifact]:
     """Those of `paths` that are artifacts of the runs; one that is damaged is left out."""
-    found = []
+    paths = list(paths)
+    if not paths:
+        return []
+    # Imported where it is used: a report without artifacts needs no graph library.
+    from quant.artifact import open_artifact
+
+    found: list[Artifact] = []
     for path in paths:
         try:
             artifact = open_artifact(path)

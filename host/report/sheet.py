@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -28,6 +29,10 @@ from quant.figures import Figure
 Value = str | int | float | None | datetime | Figure
 
 VERSION = 1
+
+
+# A text column is never squeezed below this, so that a row keeps its name.
+MIN_TEXT_WIDTH = 8
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ class Sheet:
         return render_sheet(self, EMULATED_NOTE if self.emulated else "", cell_html)
 
     def terminal(self) -> RenderableType:
-        """Text cells fold where the terminal is narrow, figures do not."""
+        """Text cells fold where the terminal is narrow, figures do not. Empty columns are left out,
+        and a heading is as narrow as what stands below it."""
         parts: list[RenderableType] = [Text(self.title, style="bold"), Text(self.subtitle)]
         if self.emulated:
             parts.append(Text(f"EMULATED: {EMULATED_NOTE}", style="bold yellow"))
@@ -124,16 +130,23 @@ class Sheet:
                 title_justify="left",
                 title_style="bold",
             )
-            for index, column in enumerate(table.columns):
-                number = table.numeric(index)
+            cells = [[plain(value, break_="\n") for value in row] for row in table.rows]
+            shown = [
+                i for i in range(len(table.columns)) if not cells or any(row[i] for row in cells)
+            ]
+            for index in shown:
+                column, number = table.columns[index], table.numeric(index)
+                lines = [line for row in cells for line in row[index].splitlines()]
+                width = max((len(line) for line in [*lines, *column.split()]), default=1)
                 drawn.add_column(
-                    Text(column),
+                    Text(textwrap.fill(column, width) if number else column),
                     justify="right" if number else "left",
                     overflow="fold",
                     no_wrap=number,
+                    min_width=None if number else min(width, MIN_TEXT_WIDTH),
                 )
-            for row in table.rows:
-                drawn.add_row(*(Text(plain(value, break_="\n")) for value in row))
+            for row in cells:
+                drawn.add_row(*(Text(row[i]) for i in shown))
             parts += [Text(""), drawn]
             if table.note:
                 parts.append(Text(table.note, style="dim"))

@@ -7,12 +7,12 @@ can cost at one end of a window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from host.store.rows import Channel, Floats, Ints, Samples
+from host.store.rows import Block, Channel, Floats, Ints, Samples
 
 # Best first. Only the board's rail is the power of the whole device; a rail of one part (also the
 # SoC's mx rail) is the last resort, and says so.
@@ -74,8 +74,23 @@ class PowerTrace:
         return self.update_s * abs(step_mw) / 12**0.5
 
 
-def choose_power(channels: Sequence[Channel], samples: Mapping[int, Samples]) -> PowerTrace | None:
-    """The best power trace the channels allow, or None.
+def choose_power(
+    channels: Sequence[Channel], samples: Mapping[int, Samples], blocks: Sequence[Block] = ()
+) -> PowerTrace | None:
+    """The best power trace the channels allow, or None: the first of power_traces that covers
+    every block, else the first (a meter that was lost half way gives no figure of half a run)."""
+    first = None
+    for trace in power_traces(channels, samples):
+        if all(trace.energy_mj(b.t_first_ns, b.t_last_ns) is not None for b in blocks):
+            return trace
+        first = first or trace
+    return first
+
+
+def power_traces(
+    channels: Sequence[Channel], samples: Mapping[int, Samples]
+) -> Iterator[PowerTrace]:
+    """Every power trace the channels allow, the best first.
 
     Order: an external meter, the board's rail, an energy counter, battery power, battery current
     x voltage, and at last a rail of one part. Only channels with two samples count.
@@ -89,19 +104,19 @@ def choose_power(channels: Sequence[Channel], samples: Mapping[int, Samples]) ->
                     return channel
         return None
 
-    if total := find("power", (METER, "board"), _TO_MW):
-        return _from_power(total, samples[total.channel])
+    for site in (METER, "board"):
+        if total := find("power", (site,), _TO_MW):
+            yield _from_power(total, samples[total.channel])
     if counter := find("energy", ("board", "soc"), _TO_MJ):
-        return _from_counter(counter, samples[counter.channel])
+        yield _from_counter(counter, samples[counter.channel])
     if battery := find("power", ("battery",), _TO_MW):
-        return _from_power(battery, samples[battery.channel])
+        yield _from_power(battery, samples[battery.channel])
     current = find("current", ("battery",), _TO_MA)
     voltage = find("voltage", ("battery",), _TO_MV)
     if current and voltage:
-        return _from_battery(current, voltage, samples)
+        yield _from_battery(current, voltage, samples)
     if rail := find("power", _PARTS, _TO_MW):
-        return _from_power(rail, samples[rail.channel], partial=True)
-    return None
+        yield _from_power(rail, samples[rail.channel], partial=True)
 
 
 def measured_updates(t_ns: Ints, value: Floats) -> tuple[Ints, float]:

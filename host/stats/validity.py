@@ -221,12 +221,20 @@ def _charger_heat(e: Evidence) -> str:
     return "the charger was connected; charging heats the device" if wrong else ""
 
 
+def few_readings(updates: int, update_hz: float) -> str:
+    """Why there is no figure of a sensor that hardly changed while the blocks were timed."""
+    return (
+        f"{updates} power readings in the timed windows; the reading changes {update_hz:.3g} "
+        "times a second"
+    )
+
+
 def _slow_sensor(e: Evidence) -> str:
     if e.trace is None or e.energy is None:
         return ""
-    rate = f"the reading changes {e.trace.update_hz:.3g} times a second"
     if e.energy.updates < MIN_UPDATES:
-        return f"{e.energy.updates} power readings in the timed windows; {rate}"
+        return few_readings(e.energy.updates, e.trace.update_hz)
+    rate = f"the reading changes {e.trace.update_hz:.3g} times a second"
     if e.energy.rate_share > MAX_RATE_SHARE:
         return (
             f"the sensor's rate alone leaves {e.energy.rate_share:.0%} of the energy open; {rate}"

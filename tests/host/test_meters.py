@@ -17,7 +17,7 @@ from host.meters.recorder import FIRST_CHANNEL, MeterRecorder, open_recorder
 from host.meters.sample_clock import SampleClock
 from host.meters.stream import HEADER
 from host.stats.power import choose_power
-from host.store.rows import Channel, Samples
+from host.store.rows import Block, Channel, Samples
 
 SECOND = 1_000_000_000
 HOST = 10**8 * SECOND  # later than any clock of a machine that runs these tests
@@ -138,6 +138,11 @@ def test_the_meter_is_preferred_to_the_boards_own_rail():
     trace = choose_power(channels, {1: Samples(1, t, t * 1.0), 1001: Samples(1001, t, t * 2.0)})
     assert trace.mw[1] == 2.0 and trace.method.startswith("external meter")
     assert not trace.battery and not trace.partial
+    # A meter that was lost before the last block: the board's rail has all of them.
+    halves = {1: Samples(1, t * 10, t * 1.0), 1001: Samples(1001, t, t * 2.0)}
+    blocks = [Block(i, 1, a, a + 2, np.ones(1, np.float32)) for i, a in enumerate((0, 20))]
+    assert choose_power(channels, halves, blocks).method.startswith("board rail")
+    assert choose_power(channels, {1001: halves[1001]}, blocks).method.startswith("external meter")
 
 
 @pytest.fixture

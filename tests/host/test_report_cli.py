@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 import sys
@@ -11,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from host.cli import report, visualize
 from host.errors import UserError
 from host.report.load import load_session
+from host.report.sheet import Sheet
+from host.report.sheet import Table as SheetTable
 from host.store import Store
-from quant.figures import Provenance
+from quant.figures import Figure, Provenance
 
 _spec = importlib.util.spec_from_file_location(
     "report_rows", Path(__file__).with_name("report_rows.py")
@@ -200,3 +204,19 @@ def test_the_other_kind_of_database_is_named(qhost, tmp_path):
     (tmp_path / "qhost-mock.duckdb").touch()
     with pytest.raises(UserError, match="with --mock"):
         qhost("report", named=False)
+
+
+def test_a_narrow_terminal_keeps_the_names_of_the_rows():
+    energy = Figure("energy_mj", 0.0871, "mJ", Provenance.MEASURED, 6, 0.0858, 0.0886)
+    table = SheetTable(
+        "T", ("Variant", "Net per inference", "Gross per inference", "Remark"),
+        (("fp16", energy, energy, ""), ("int8", energy, energy, "")),
+    )  # fmt: skip
+    sheet = Sheet("energy", "Energy", "s", "lead", (), (table,), emulated=False)
+    out = io.StringIO()
+    Console(file=out, width=44).print(sheet.terminal())
+    lines = out.getvalue().splitlines()
+    assert any(line.startswith("fp16 ") for line in lines)
+    assert any(line.startswith("int8 ") for line in lines)
+    assert "Remark" not in out.getvalue()  # nothing stands in it
+    assert "[0.0858–0.0886]" in out.getvalue()
