@@ -43,7 +43,7 @@ RUN_LIMIT_S = 180.0
 # One fault in four strikes while the session is opened, the others after a drawn segment.
 OPENING_SHARE = 0.25
 OPENING_S = 4.0
-SEGMENTS = 7  # the check and six blocks
+SEGMENTS = 8  # the check, the memory pass and six blocks
 MARK = "QHOST_FAULT_RUN"  # in the environment of every process that a run starts
 ORPHAN_GRACE_S = 5.0
 RETURN_TIMEOUT_S = 8.0  # the devices here come back within 3 s or never

@@ -88,9 +88,10 @@ def _draw(name: str, output: Path, db_path: Path | None, mock: bool) -> None:
     from dataclasses import replace
 
     from host.cli.report import open_store
-    from host.cli.visualize import write_plot
+    from host.cli.visualize import require_drawable, write_plot
     from host.report.load import load_session
 
+    require_drawable(output)
     with open_store(db_path, mock=mock) as store:
         row = store.run(name)
         reports = load_session(store, row.session_id)

@@ -47,10 +47,7 @@ def visualize(
 
     if plot_type not in PLOT_TYPES:
         raise unknown_name("plot type", plot_type, PLOT_TYPES)
-    if output_path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"Cannot draw into {output_path.name!r}.", f"End the name in {', '.join(SUFFIXES)}."
-        )
+    require_drawable(output_path)
     if results_path is not None and session is not None:
         raise UserError("--results-path and --session both given.", "Give one of them.")
     if results_path is not None:
@@ -70,6 +67,14 @@ def visualize(
 
 def register(app: typer.Typer) -> None:
     app.command("visualize")(visualize)
+
+
+def require_drawable(path: Path) -> None:
+    """UserError for a file that no plot can be."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"Cannot draw into {path.name!r}.", f"End the name in {', '.join(SUFFIXES)}."
+        )
 
 
 def write_plot(report: SessionReport, plot_type: str, path: Path) -> None:
