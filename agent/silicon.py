@@ -170,6 +170,7 @@ class SiliconPlatform:
                 "perf_profiles": ",".join(PERF_PROFILES),
                 "denied": ",".join(self._denied),
                 "charging": self.charger.status(),
+                "wake_lock": self._wake_lock(),
             },
         )
 
@@ -228,6 +229,10 @@ class SiliconPlatform:
         self._runtime.kill()
         if self._sampler is not None:
             self._sampler.kill()
+
+    def _wake_lock(self) -> str:
+        allowed = os.access(self._device_root / "sys/power/wake_lock", os.W_OK)
+        return "taken while a segment runs" if allowed else "not permitted"
 
     def _power(self, node: str, name: str) -> None:
         with contextlib.suppress(OSError):

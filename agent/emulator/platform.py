@@ -96,6 +96,7 @@ class EmulatedPlatform:
                 "personality": self._device.personality.name,
                 "denied": ",".join(self._denied),
                 "charging": self.charger.status(),
+                "wake_lock": "not needed: it never sleeps",
             },
         )
 

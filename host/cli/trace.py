@@ -19,6 +19,7 @@ Mock = Annotated[bool, typer.Option("--mock", help="Use the database of emulated
 Run = Annotated[str, typer.Argument(help="Run id, the beginning of one, or latest.")]
 SPARK_WIDTH = 32
 SHOWN_OPERATORS = 15
+OF_THE_CHECK = ("cold_load", "first_inference", "warm_load", "golden")  # they belong to no block
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +44,7 @@ def register(app: typer.Typer) -> None:
             print(output.resolve())
             return
         row, data, provenance = _read(run, db_path, mock)
-        _print(row, data, provenance)
+        _print(row, data, provenance, _how_it_was_timed(row, db_path, mock))
 
     @trace.command("export")
     def export(
@@ -101,7 +102,32 @@ def _draw(name: str, output: Path, db_path: Path | None, mock: bool) -> None:
             write_plot(replace(report, runs=runs), "trace", output)
 
 
-def _print(row: RunRow, data: RunData, provenance: str) -> None:
+def _how_it_was_timed(row: RunRow, db_path: Path | None, mock: bool) -> list[str]:
+    """The sampler's punctuality and cost, and how the device's clock relates to the host's."""
+    from host.cli.report import open_store
+
+    lines = []
+    with open_store(db_path, mock=mock) as store:
+        reports = store.sampler_reports(row.run_id)
+        clocks = store.clock_estimates(row.session_id)
+    ticks, seconds = sum(r.ticks for r in reports), sum(r.duration_s for r in reports)
+    if seconds:
+        late, cpu = sum(r.late_ticks for r in reports), sum(r.cpu_s for r in reports)
+        worst = max(r.worst_late_ns for r in reports) / 1e6
+        lines.append(
+            f"Sampler: {ticks:,} ticks in {seconds:.0f} s, {late:,} late (worst {worst:.1f} ms), "
+            f"{cpu / seconds:.1%} of a core"
+        )
+    for clock in clocks:
+        if clock.uncertainty_ns < 5e7:  # else the device's clock does not go with the wall
+            drift = "" if clock.drift_ppm is None else f", drift {clock.drift_ppm:+.1f} ppm"
+            lines.append(
+                f"Device clock: known to the host within {clock.uncertainty_ns / 1e6:.1f} ms{drift}"
+            )
+    return lines
+
+
+def _print(row: RunRow, data: RunData, provenance: str, timing: list[str]) -> None:
     from host.trace import channel_summary, sparkline
 
     console = terminal.stdout()
@@ -132,6 +158,8 @@ def _print(row: RunRow, data: RunData, provenance: str) -> None:
             sparkline(data.samples[channel.channel].value, width),
         )
     console.print(table)
+    for line in timing:
+        console.print(line, highlight=False, soft_wrap=True)
     if data.ops:
         console.print(_operators(data))
     first = min(m.t_start_ns for m in data.marks) if data.marks else 0
@@ -141,7 +169,7 @@ def _print(row: RunRow, data: RunData, provenance: str) -> None:
     for m in data.marks:
         phases.add_row(
             m.phase,
-            str(m.block_index + 1),
+            "" if m.phase in OF_THE_CHECK else str(m.block_index + 1),
             f"{(m.t_start_ns - first) / 1e9:.3f}",
             f"{(m.t_end_ns - first) / 1e9:.3f}",
         )

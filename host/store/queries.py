@@ -25,6 +25,7 @@ from host.store.rows import (
     OpProfile,
     RunData,
     RunRow,
+    SamplerReport,
     Samples,
     SessionRow,
 )
@@ -111,6 +112,14 @@ class Queries:
             [session_id, serial],
         )
         return int(value or 0)
+
+    def sampler_reports(self, run_id: str) -> list[SamplerReport]:
+        """One per segment of a run."""
+        return self._rows(
+            SamplerReport,
+            "SELECT * EXCLUDE (run_id) FROM sampler_reports WHERE run_id = ?",
+            [run_id],
+        )
 
     def clock_estimates(self, session_id: str) -> list[ClockEstimate]:
         return self._rows(

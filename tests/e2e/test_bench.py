@@ -246,9 +246,12 @@ def test_the_power_of_a_run_is_the_external_meters(lab):
     assert (epochs, sites) == (1, 2)
     assert "No times per operator: an emulated device" in notes
     assert seen > 6, "a look at the clock after every block"
+    shown = lab.run("trace", "show", "latest", "--db-path", "meter.duckdb").stdout
+    assert "Sampler: " in shown and " 0 late" in shown
     if "known only to" in notes:
         assert method.startswith("board rail")
         return
     assert method == "external meter: supply_power (external meter qhost stand-in)"
     assert power == pytest.approx(1234.0, rel=1e-3)
+    assert "Device clock: known to the host within " in shown
     assert abs(energy) < 1e-3  # the meter saw no difference to idle
