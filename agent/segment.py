@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from agent.evaluation import OutputFiles, read_inputs
 from agent.gates import CeilingWatch, cool_down, steady
 from agent.memory import MemoryWatch
 from agent.platform import Column, Platform
-from agent.runtime import MAX_ITERATIONS, Block, BlockLimits, Context, Feed, Runtime, Stop
+from agent.runtime import MAX_ITERATIONS, Array, Block, BlockLimits, Context, Feed, Runtime, Stop
 from agent.runtime.profile import parse_profile
 from protos import agent_pb2 as pb
 
@@ -194,13 +195,19 @@ class SegmentRun:
         self._station.load(self._context())
         folder = self._station.outputs / f"evaluation-{self._run_name()}"
         with OutputFiles(folder, inputs.samples) as files:
-            for done, feed in enumerate(inputs.feeds()):
-                self._raise_if_stopped()
+            for done, sample in enumerate(self._outputs(inputs.feeds())):
                 if done and done % _PROGRESS_SAMPLES == 0:
                     self._put(evaluation=pb.EvaluationResult(samples=done))
-                files.append(self._runtime.outputs(feed))
+                files.append(sample)
             outputs = files.finish(self._station.outputs.parent)
         self._put(evaluation=pb.EvaluationResult(samples=inputs.samples, outputs=outputs))
+
+    def _outputs(self, feeds: Iterable[Feed]) -> Iterator[dict[str, Array]]:
+        """Of each feed, as many at once as the runtime does best."""
+        waiting = iter(feeds)
+        while some := list(itertools.islice(waiting, self._runtime.batch)):
+            self._raise_if_stopped()
+            yield from self._runtime.outputs_of(some)
 
     def _run_name(self) -> str:
         """The run's id as the name of a file: a host may choose ids with any characters."""
@@ -248,9 +255,8 @@ class SegmentRun:
 
     def _compare(self, goldens: list[Golden]) -> pb.GoldenResult:
         equal, signal, noise = True, 0.0, 0.0
-        for golden in goldens:
-            self._raise_if_stopped()
-            outputs = self._runtime.outputs(golden.inputs)
+        computed = self._outputs(golden.inputs for golden in goldens)
+        for golden, outputs in zip(goldens, computed, strict=True):
             for name, want in golden.outputs.items():
                 got = outputs.get(name)
                 if got is None or got.shape != want.shape:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,6 +82,7 @@ class Runtime(Protocol):
     """One context at a time. Errors: BadArtifact, DeviceFailure, TimedOut, Killed, Cancelled."""
 
     name: str
+    batch: int  # how many feeds one call of `outputs_of` does best
 
     def load(self, context: Context) -> Loaded:
         """Cold after `close`; warm when a context is loaded already (it is loaded again)."""
@@ -89,6 +90,10 @@ class Runtime(Protocol):
 
     def outputs(self, feed: Feed) -> dict[str, Array]:
         """One inference, for its outputs; not timed."""
+        ...
+
+    def outputs_of(self, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
+        """`outputs` of each."""
         ...
 
     def first_inference(self, feed: Feed) -> float:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class EmulatedRuntime:
     """Runtime protocol over a Device. `numerics` runs the context for its outputs."""
 
     name = "emulated"
+    batch = 1
 
     def __init__(self, device: Device, numerics: OrtQnnRuntime, cache: Path, seed: int) -> None:
         self._device = device
@@ -95,6 +96,9 @@ class EmulatedRuntime:
             np.savez(out, **outputs)  # type: ignore[arg-type]
         tmp.replace(path)
         return outputs
+
+    def outputs_of(self, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
+        return [self.outputs(feed) for feed in feeds]
 
     def first_inference(self, feed: Feed) -> float:
         model = _model(self._loaded())

@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,7 @@ class NetRunRuntime:
     """
 
     name = "net_run"
+    batch = 32  # a process for each sample would spend its time starting
 
     def __init__(
         self,
@@ -146,10 +148,14 @@ class NetRunRuntime:
         return qnn_tools.THROUGHPUT
 
     def outputs(self, feed: Feed) -> dict[str, Array]:
+        return self.outputs_of([feed])[0]
+
+    def outputs_of(self, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
         context = self._loaded()
-        self._write_inputs(context, [feed])
-        self._net_run(context, 1, "an inference")
-        return qnn_tools.read_outputs(context, self._work / "out/Result_0")
+        self._write_inputs(context, feeds)
+        self._net_run(context, len(feeds), "an inference", keep=len(feeds))
+        results = [self._work / f"out/Result_{i}" for i in range(len(feeds))]
+        return [qnn_tools.read_outputs(context, result) for result in results]
 
     def first_inference(self, feed: Feed) -> float:
         return math.nan
@@ -230,10 +236,13 @@ class NetRunRuntime:
         stop: Stop = lambda: False,
         limit_ns: int = 0,
         profile: str = "",
+        keep: int = 1,
     ) -> _Run:
         out = self._work / "out"
         shutil.rmtree(out, ignore_errors=True)
-        command = qnn_tools.net_run(self._tools, context, "inputs.txt", "out", count, profile)
+        command = qnn_tools.net_run(
+            self._tools, context, "inputs.txt", "out", (count, keep), profile
+        )
         run = self._run(command, what, stop, limit_ns)
         self._refuse_stand_in(out / qnn_tools.METADATA)
         return run
@@ -324,7 +333,7 @@ class NetRunRuntime:
     def _write(self, name: str, content: object) -> None:
         (self._work / name).write_text(json.dumps(content, indent=1) + "\n")
 
-    def _write_inputs(self, context: Context, feeds: list[Feed]) -> None:
+    def _write_inputs(self, context: Context, feeds: Sequence[Feed]) -> None:
         lines = []
         for k, feed in enumerate(feeds):
             raw = qnn_tools.raw_inputs(context, feed)

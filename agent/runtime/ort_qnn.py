@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class OrtQnnRuntime:
     """
 
     name = "ort_qnn"
+    batch = 1
 
     def __init__(
         self,
@@ -98,6 +99,9 @@ class OrtQnnRuntime:
     def outputs(self, feed: Feed) -> dict[str, Array]:
         result: dict[str, Array] = self._call("outputs", dict(feed))
         return result
+
+    def outputs_of(self, feeds: Sequence[Feed]) -> list[dict[str, Array]]:
+        return [self.outputs(feed) for feed in feeds]
 
     def inputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name -> onnxruntime's type name and shape, of the context that is loaded."""

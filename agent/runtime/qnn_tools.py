@@ -89,9 +89,16 @@ def htp_config(context: Context, htp_arch: int) -> dict[str, Any]:
 
 
 def net_run(
-    tools: Path, context: Context, input_list: str, output_dir: str, inferences: int, profile: str
+    tools: Path,
+    context: Context,
+    input_list: str,
+    output_dir: str,
+    counts: tuple[int, int],
+    profile: str,
 ) -> list[str]:
-    """One run of qnn-net-run; `profile` "" or a profiling level. Only the first output is kept."""
+    """One run of qnn-net-run. `counts`: inferences, and outputs to keep; `profile`: "" or a
+    profiling level."""
+    inferences, kept = counts
     command = [
         str(tools / NET_RUN),
         *("--retrieve_context", str(context.binary)),
@@ -101,7 +108,7 @@ def net_run(
         "--use_native_input_files",
         "--use_native_output_files",
         *("--num_inferences", str(inferences)),
-        *("--keep_num_outputs", "1"),
+        *("--keep_num_outputs", str(kept)),
         *("--perf_profile", context.perf_profile),
         *("--config_file", EXTENSIONS),
         *("--log_level", "error"),
@@ -187,7 +194,7 @@ def input_line(names: Sequence[str], prefix: str) -> str:
 
 
 def read_outputs(context: Context, folder: Path) -> dict[str, Array]:
-    """Result_0's raw files as arrays. DeviceError-like BadArtifact where one has another size.
+    """One result's raw files as arrays. BadArtifact where one is missing or of another size.
 
     Types other than float32 are written as <name>_native.raw.
     """

@@ -44,10 +44,12 @@ else:
     count = json.loads(Path(args["--config"]).read_text())["testCase"]["threads"][0]["loop"]
 time.sleep(behave["overhead_s"] + count * behave["latency_s"])
 if name == "qnn-net-run":
-    result = Path("out/Result_0")
-    result.mkdir(parents=True)
-    for output, data in behave["outputs"].items():
-        (result / output).write_bytes(bytes(data))
+    kept = int(sys.argv[sys.argv.index("--keep_num_outputs") + 1])
+    for index in range(kept):
+        result = Path(f"out/Result_{index}")
+        result.mkdir(parents=True)
+        for output, data in behave["outputs"].items():
+            (result / output).write_bytes(bytes(data))
     stamp = "emulated: true  # no\\n" if behave["stamped"] else ""
     (result.parent / "execution_metadata.yaml").write_text(stamp + "inferences_completed: 1\\n")
     if "--profiling_level" in sys.argv and behave["profile"]:
@@ -156,6 +158,17 @@ def test_inputs_go_in_and_outputs_come_back_in_native_types(runtime, tools, cont
     assert outputs["class"].dtype == np.uint16 and outputs["class"].tolist() == [[1, 258]]
     assert outputs["box"].dtype == np.float32 and outputs["box"].tolist() == [2.0]
     assert math.isnan(runtime.first_inference(FEED))
+
+
+def test_many_samples_are_one_process(runtime, tools, context):
+    runtime.load(context)
+    before = len(tools.calls)
+    outputs = runtime.outputs_of([FEED] * 3)
+    assert [o["box"].tolist() for o in outputs] == [[2.0]] * 3
+    (call,) = tools.calls[before:]
+    assert call["files"]["inputs.txt"].count("\n") == 3
+    numbers = dict(zip(call["argv"], call["argv"][1:], strict=False))
+    assert (numbers["--num_inferences"], numbers["--keep_num_outputs"]) == ("3", "3")
 
 
 @pytest.mark.parametrize(

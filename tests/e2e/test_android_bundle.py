@@ -124,7 +124,7 @@ def test_a_bench_end_to_end_by_the_bundle_and_the_sdks_tools(
         expected = native.run([feed])[0]
     for name, array in expected.items():
         left = device.check(
-            f"sha256sum {install.AGENT_ROOT}/net_run/out/Result_0/{name}.raw"
+            f"sha256sum {install.AGENT_ROOT}/net_run/out/Result_3/{name}.raw"
         ).split()
         assert left[0] == hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
         assert array.tobytes() == golden[name].tobytes()
