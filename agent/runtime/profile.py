@@ -1,5 +1,7 @@
 """QNN's per-operator profile: the CSV that the provider writes at profiling_level=detailed.
 
+`python -P -m agent.runtime.profile FILE` prints one as JSON: the host reads those of the SDK so.
+
 Cycles are of the HTP's own counter. Where QNN's emulator stands for the HTP they are cycles of
 this machine and say nothing of a device.
 """
@@ -7,8 +9,11 @@ this machine and say nothing of a device.
 from __future__ import annotations
 
 import csv
+import json
 import re
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 _OPERATOR = re.compile(r"(?P<name>.+?)[: ]OpId_(?P<id>\d+) \(cycles\)$")
 _EXECUTE = "QNN (execute) time"
@@ -53,3 +58,16 @@ def parse_profile(text: str) -> Profile:
         elif name == _EXECUTE:
             execute.append(value)
     return Profile(tuple(operators.values()), tuple(execute))
+
+
+def _main(path: Path) -> None:
+    try:
+        profile = parse_profile(path.read_text())
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+    operators = [{"id": op.op_id, "name": op.name, "cycles": op.cycles} for op in profile.operators]
+    sys.stdout.write(json.dumps({"execute_us": profile.execute_us, "operators": operators}) + "\n")
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]))

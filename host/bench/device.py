@@ -23,7 +23,7 @@ from host.devices import DeviceSession
 from host.errors import DeviceError, FailureClass
 from host.meters.recorder import MeterRecorder
 from host.store import Store
-from host.store.rows import Mark, RawBatch, Samples
+from host.store.rows import Mark, OpProfile, Profile, RawBatch, Samples
 from quant.artifact import Artifact
 
 # Without a batch for this long the agent is asked whether it still lives.
@@ -132,6 +132,10 @@ class DeviceRunner:
                 return {}
             found[output.tensor] = np.load(io.BytesIO(data), allow_pickle=False)
         return found
+
+    def store_profile(self, run_id: str, profile: Profile, ops: Sequence[OpProfile]) -> None:
+        """What a profile says that the device itself could not read."""
+        self._store.set_profile(run_id, profile, ops)
 
     def run(self, segments: Sequence[SegmentSpec]) -> None:
         """Run segments in order. Failures are in `failures` afterwards, by run."""

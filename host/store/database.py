@@ -25,6 +25,8 @@ from host.store.rows import (
     ClockOffset,
     DeviceRow,
     Floats,
+    OpProfile,
+    Profile,
     RawBatch,
     RunRow,
     Samples,
@@ -259,6 +261,15 @@ class Store(Queries):
         if figures:
             with self.transaction():
                 self._insert("figures", figures, replace=True, run_id=run_id)
+
+    def set_profile(self, run_id: str, profile: Profile, ops: Sequence[OpProfile]) -> None:
+        """The pass per operator of a run, in place of what there is of it."""
+        with self.transaction():
+            for table in ("profiles", "op_profiles"):
+                self.connection.execute(f"DELETE FROM {table} WHERE run_id = ?", [run_id])
+            self._insert("profiles", [profile], run_id=run_id)
+            if ops:
+                self._insert("op_profiles", ops, run_id=run_id)
 
     def add_scores(self, run_id: str, engine: Provenance, metric: str, scores: Floats) -> None:
         """Per-sample scores (N, ...) of one engine, for paired comparisons."""
