@@ -6,6 +6,7 @@ input channels, then taps, as stored.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -20,7 +21,10 @@ from quant.errors import UserError, unknown_name
 Array = np.ndarray[Any, Any]
 
 _PATTERN = re.compile(r"(\d+):(\d+)")
-HIGHEST_LAYER_SPARSITY = 0.95  # a threshold over all layers must not empty one of them
+# Sparsities at which a layer's output error is found out; nowhere is more than the last pruned,
+# unless more is asked for as a whole.
+GRID = (0.0, 0.25, 0.5, 0.7, 0.85, 0.95)
+_CURVE_STEPS = 38
 
 
 @dataclass(frozen=True)
@@ -101,30 +105,41 @@ def share_mask(score: Array, sparsity: float) -> Array:
     return mask.reshape(score.shape)
 
 
-def layer_sparsities(errors: Mapping[str, Array], sparsity: float) -> dict[str, float]:
-    """Each layer's share of a whole sparsity, by one threshold on the relative error of removal.
+def layer_sparsities(
+    curves: Mapping[str, Array], sizes: Mapping[str, int], sparsity: float
+) -> dict[str, float]:
+    """Each layer's share of a whole sparsity: the least sum of relative output errors.
 
-    errors: per weight, the rise of the layer's squared output error over its output power. The
-    threshold makes every layer give up weights of like worth: a layer of little redundancy keeps
-    more. The result lies half-way between that and equal shares: errors taken one by one say too
-    little of what many removed together do. No layer goes beyond HIGHEST_LAYER_SPARSITY.
+    curves: per weight, the layer's squared output error over its output power when GRID of it is
+    pruned, (len(GRID),); sizes: its elements. Between the points of GRID the error's root is
+    linear. Steps of all layers are taken in order of the error they add per weight (the curves'
+    convex hulls: what is cheap first), so a layer of little redundancy keeps more.
     """
-    sizes = {k: e.size for k, e in errors.items()}
-    wanted = sparsity * sum(sizes.values())
-    flat = {k: np.sort(e.reshape(-1)) for k, e in errors.items()}
-    everything = np.concatenate(list(flat.values()))
-    low, high = 0.0, float(everything.max(initial=0.0)) * (1 + 1e-9)
+    fine = np.linspace(GRID[0], GRID[-1], _CURVE_STEPS + 1)
+    steps: list[tuple[float, str, float]] = []
+    for name, errors in curves.items():
+        between = np.square(np.interp(fine, GRID, np.sqrt(errors)))
+        hull = _lower_hull(fine, between)
+        for k, m in itertools.pairwise(hull):
+            count = (fine[m] - fine[k]) * sizes[name]
+            steps.append(((between[m] - between[k]) / count, name, count))
+    shares = dict.fromkeys(curves, 0.0)
+    left = sparsity * sum(sizes[n] for n in curves)
+    for _, name, count in sorted(steps):
+        taken = min(count, left)
+        shares[name] += taken / sizes[name]
+        left -= taken
+    return shares
 
-    def share(threshold: float) -> dict[str, float]:
-        return {
-            k: min(float(np.searchsorted(e, threshold)) / e.size, HIGHEST_LAYER_SPARSITY)
-            for k, e in flat.items()
-        }
 
-    for _ in range(60):
-        middle = (low + high) / 2
-        if sum(s * sizes[k] for k, s in share(middle).items()) < wanted:
-            low = middle
-        else:
-            high = middle
-    return {k: (s + sparsity) / 2 for k, s in share(high).items()}
+def _lower_hull(x: Array, y: Array) -> list[int]:
+    """Indices of the points on the lower convex hull (Andrew's monotone chain)."""
+    hull: list[int] = []
+    for k in range(len(x)):
+        while len(hull) > 1:
+            i, j = hull[-2:]
+            if (y[j] - y[i]) * (x[k] - x[j]) < (y[k] - y[j]) * (x[j] - x[i]):
+                break
+            hull.pop()
+        hull.append(k)
+    return hull

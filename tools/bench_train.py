@@ -2,20 +2,26 @@
 
     python tools/bench_train.py data efficientnet-lite0 train.npz --samples 1500
     python tools/bench_train.py run SAMPLE_DIR --train train.npz --seeds 3 'qat[weight-bits=4]' ...
+    python tools/bench_train.py resume SAMPLE_DIR 'qat[epochs=16]'
 
 `run` quantizes, evaluates the exported QDQ graph in onnxruntime (float arithmetic between Q and
 DQ) and prints one JSON line per variant and seed, with what the saved file holds: distinct
 integers per clustered tensor, groups that break an n:m pattern, bytes of initializers. With
 --soc it compiles as well and looks the clustered integers up in the context binary. In a variant,
-TRAIN stands for the file and SEED for the seed. Needs the extra `train`.
+TRAIN stands for the file and SEED for the seed.
+`resume` trains once undisturbed, and once killed (SIGKILL) after a checkpoint, started again, and
+killed again; the two files must be the same. Needs the extra `train`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -205,6 +211,51 @@ def run(
             print(json.dumps({"variant": text, "median": statistics.median(values)}), flush=True)
 
 
+def resume(directory: Path, variant: str, kills: int = 2) -> None:
+    with tempfile.TemporaryDirectory(prefix="bench-resume-") as temp:
+
+        def start(name: str) -> subprocess.Popen[bytes]:
+            command = [
+                sys.executable, "-m", "host", "quantize", variant,
+                "--model-path", str(directory / "model.onnx"),
+                "--task", str(directory / "task.npz"),
+                "--output-path", str(Path(temp) / f"{name}.onnx"),
+            ]  # fmt: skip
+            environment = {**os.environ, "QHOST_CACHE_DIR": str(Path(temp) / name)}
+            log = (Path(temp) / f"{name}.log").open("ab")
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+        assert start("whole").wait() == 0
+        stopped_at = []
+        for _ in range(kills):
+            child = start("killed")
+            before = _checkpoint(Path(temp))
+            while child.poll() is None and _checkpoint(Path(temp)) == before:
+                time.sleep(0.2)
+            child.kill()
+            child.wait()
+            log = (Path(temp) / "killed.log").read_text()
+            stopped_at.append(log.rsplit("training step ", 1)[-1].split(",")[0])
+        left = [p.name for p in Path(temp).glob("*.onnx")]
+        assert start("killed").wait() == 0
+        digests = [
+            hashlib.sha256((Path(temp) / f"{n}.onnx").read_bytes()).hexdigest()
+            for n in ("whole", "killed")
+        ]
+        row = {
+            "variant": variant,
+            "killed_near_step": stopped_at,
+            "files_after_the_kills": left,
+            "sha256": digests,
+            "same": digests[0] == digests[1],
+        }
+        print(json.dumps(row))
+
+
+def _checkpoint(folder: Path) -> float:
+    return max((p.stat().st_mtime for p in folder.glob("killed/training/*.npz")), default=0.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -221,9 +272,14 @@ def main() -> None:
     bench.add_argument("--first-seed", type=int, default=0)
     bench.add_argument("--soc", default="", help="compile for it, too: sm8650")
     bench.add_argument("--samples", type=int, default=1000)
+    killed = verbs.add_parser("resume", help="kill a training and compare what it ends with")
+    killed.add_argument("sample_dir", type=Path)
+    killed.add_argument("variant")
     given = parser.parse_args()
     if given.verb == "data":
         make_data(given.sample, given.output, given.samples, given.work_dir)
+    elif given.verb == "resume":
+        resume(given.sample_dir, given.variant)
     else:
         seeds = range(given.first_seed, given.first_seed + given.seeds)
         run(given.sample_dir, given.train, given.variants, seeds, given.samples, given.soc)

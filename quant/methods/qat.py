@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from quant.errors import UserError, unknown_name
-from quant.methods import int4, int8
+from quant.methods import int4
 from quant.methods.base import Method, Quantized
 from quant.methods.int8 import check_activation_bits
+from quant.pipeline import Pipeline, run
 from quant.task import Task
 from quant.train import missing, require
 from quant.train.fit import Training, fit
@@ -79,7 +80,8 @@ def apply(state: Quantized, task: Task, options: QatOptions) -> Quantized:
         if options.weight_bits == 4:
             state = int4.apply(state, task, int4.Int4Options(activation_bits=bits))
         else:
-            state = int8.apply(state, task, int8.Int8Options(activation_bits=bits))
+            # Range search and bias correction: training starts nearer to where it ends.
+            state = run(state, task, Pipeline(activation_bits=bits, level=1))
     fitted = fit(state, original, task, data, options.training())
     return replace(fitted.state, notes=(*state.notes, fitted.note("qat")))
 

@@ -17,6 +17,7 @@ from quant.layers import Layer, from_matrix, linear_layers, to_matrix
 from quant.methods.base import Method, Quantized
 from quant.methods.int8 import check_activation_bits
 from quant.pruning import (
+    GRID,
     Pattern,
     check_sparsity,
     layer_sparsities,
@@ -41,6 +42,7 @@ from quant.train.fit import Training, fit
 PRUNING_METHODS = ("magnitude", "structured", "weight_importance")
 SCHEDULES = ("linear", "cubic", "exponential")
 _STAGES = 3
+_CURVE_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ def prune_weights(
     if options.pruning_method == "weight_importance" and pattern is None:
         free = [n for n in shapes if n not in given]
         if free:
-            shares |= layer_sparsities(_relative_errors(state, task, set(free)), sparsity)
+            sizes = {n: int(np.prod(shapes[n])) for n in free}
+            shares |= layer_sparsities(_error_curves(state, task, set(free)), sizes, sparsity)
     shares |= {name: value * sparsity / options.sparsity for name, value in given.items()}
     codes: dict[str, Array] = {}
     biases: dict[str, Array] = {}
@@ -271,24 +274,46 @@ def _candidate(state: Quantized, layer: Layer, moments: Moments) -> _Candidate:
 
 
 def _saliency(c: _Candidate, method: str) -> Array:
-    """(N, K): the magnitude, or the rise of the output error when the rest makes up for it."""
+    """(N, K): the magnitude, or the rise of the output error when the rest makes up for it.
+
+    Each output channel's add up to one: what follows (a depthwise layer, a normalisation) scales
+    small channels up again, so no channel's weights are cheaper for its being small.
+    """
     if method == "magnitude":
-        return np.abs(c.weight)
-    inverse = np.linalg.inv(c.hessian)
-    return np.asarray(np.square(c.weight) / np.diagonal(inverse))  # Hassibi and Stork 1993
+        score = np.abs(c.weight)
+    else:
+        score = np.square(c.weight) / np.diagonal(np.linalg.inv(c.hessian))  # Hassibi, Stork 1993
+    return np.asarray(score / np.maximum(score.sum(1, keepdims=True), 1e-30))
 
 
-def _relative_errors(state: Quantized, task: Task, names: set[str]) -> dict[str, Array]:
-    """Squared output error of dropping each weight alone, over its layer's output power, (N, K)."""
-    errors: dict[str, Array] = {}
+def _power(weight: Array, hessian: Array) -> Array:
+    """Squared output of each row, (N,)."""
+    return np.asarray(np.einsum("nk,nk->n", weight @ hessian, weight))
+
+
+def _error_curves(state: Quantized, task: Task, names: set[str]) -> dict[str, Array]:
+    """Squared output error over output power with GRID of the layer pruned, by weight.
+
+    Of at most _CURVE_ROWS output channels, without the last sweeps of the rounding.
+    """
+    curves: dict[str, Array] = {}
     for layer, moments in input_moments(state.model, task):
         if layer.weight not in names:
             continue
         c = _candidate(state, layer, moments)
-        power = float(np.einsum("nk,kl,nl->", c.weight, c.hessian, c.weight, optimize=True))
-        alone = np.square(c.weight) * np.diagonal(c.hessian)
-        errors[layer.weight] = (alone / max(power, 1e-30)).astype(np.float32)
-    return errors
+        count = min(len(c.weight), _CURVE_ROWS)
+        rows = np.linspace(0, len(c.weight) - 1, count).astype(int)
+        c = replace(c, weight=c.weight[rows], scale=c.scale[rows])
+        score = _saliency(c, "weight_importance")
+        power = max(float(_power(c.weight, c.hessian).sum()), 1e-30)
+        errors = [0.0]
+        for sparsity in GRID[1:]:
+            snap = _snap(c, state, share_mask(score, sparsity))
+            q = greedy_round(c.weight, c.hessian, c.scale, snap, sweeps=0)
+            lost = float(_power(c.weight - q * c.scale, c.hessian).sum())
+            errors.append(max(lost / power, errors[-1]))
+        curves[layer.weight] = np.array(errors)
+    return curves
 
 
 def _with_zero(levels: Array) -> Array:

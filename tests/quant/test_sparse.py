@@ -15,7 +15,14 @@ from quant.htp.soc import get_soc
 from quant.methods.grammar import export, parse_methods, quantize
 from quant.methods.sparse import SparseOptions, schedule
 from quant.model import load, save
-from quant.pruning import Pattern, layer_sparsities, parse_pattern, pattern_mask, share_mask
+from quant.pruning import (
+    GRID,
+    Pattern,
+    layer_sparsities,
+    parse_pattern,
+    pattern_mask,
+    share_mask,
+)
 from quant.report import sqnr_db
 from quant.reweight import greedy_round
 from quant.task import load_task
@@ -42,10 +49,22 @@ def test_a_share_drops_the_lowest():
 
 
 def test_layers_of_little_redundancy_keep_more():
-    rng = np.random.default_rng(0)
-    shares = layer_sparsities({"a": rng.random(1000), "b": rng.random(1000) * 100}, 0.5)
-    assert shares["a"] > 0.6 > 0.4 > shares["b"]
-    assert np.isclose((shares["a"] + shares["b"]) / 2, 0.5, atol=0.02)
+    easy, hard = np.square(np.array(GRID)), 30 * np.square(np.array(GRID))
+    curves, sizes = {"a": easy, "b": hard, "c": easy}, {"a": 1000, "b": 1000, "c": 2000}
+    shares = layer_sparsities(curves, sizes, 0.5)
+    assert np.isclose(sum(shares[n] * sizes[n] for n in sizes), 2000)
+    assert shares["c"] > shares["a"] > 0.25 > shares["b"]  # c has more weights to the same error
+
+    def error(s):
+        return sum(np.interp(s[n], GRID, np.sqrt(curves[n])) ** 2 for n in s)
+
+    moved = {**shares, "a": shares["a"] + 0.1, "c": shares["c"] - 0.05}
+    assert error(shares) < min(error(dict.fromkeys(shares, 0.5)), error(moved))
+
+
+def test_shares_reach_what_is_asked_when_it_is_nearly_everything():
+    shares = layer_sparsities({"a": np.array(GRID)}, {"a": 100}, 0.9)
+    assert np.isclose(shares["a"], 0.9)
 
 
 def test_the_update_of_what_stays_lowers_the_output_error():
