@@ -301,6 +301,11 @@ class _Bench:
                     built = BuildFailure(FailureClass.USER_ERROR, e.message, e.hint)
                 except (OSError, RuntimeError, ToolchainError) as e:
                     built = BuildFailure(FailureClass.HARNESS_ERROR, f"The build failed: {e}")
+                except Exception as e:  # noqa: BLE001 - without an answer the bench would wait for ever
+                    what = f"{type(e).__name__}: {e}"
+                    built = BuildFailure(
+                        FailureClass.HARNESS_ERROR, f"The build failed inside qhost: {what}"
+                    )
                 results.put((job, built))
 
         thread = threading.Thread(target=build_all, name="build", daemon=True)

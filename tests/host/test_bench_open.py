@@ -57,3 +57,18 @@ def test_no_device_at_all_leaves_no_database(here, monkeypatch):
     refuse(monkeypatch, UserError("No device: nothing is attached."))
     assert main(["bench", "--methods", "int8"]) == 1
     assert not list(here.glob("*.duckdb"))
+
+
+def test_a_defect_in_a_build_is_a_failed_row_and_no_endless_wait(here, monkeypatch):
+    def broken(*_args: object, **_named: object) -> None:
+        raise TypeError("takes 4 arguments")
+
+    monkeypatch.setattr(bench_run, "cached_artifact", broken)
+    args = ["bench", "--mock", "--device", "sm8650", "--methods", "int8", "--db-path", "q.duckdb"]
+    assert main(args) == 3
+    with duckdb.connect(str(here / "q.duckdb"), read_only=True) as db:
+        ((status, kind, message),) = db.execute(
+            "SELECT status, failure_class, message FROM all_results"
+        ).fetchall()
+    assert (status, kind) == ("failed", "HARNESS_ERROR")
+    assert message == "The build failed inside qhost: TypeError: takes 4 arguments"
