@@ -217,13 +217,16 @@ def _change(
 
 def _words(before: Figure, after: Figure, change: Estimate, limit: Limit, outcome: Outcome) -> str:
     unit = " pt" if limit.points else " %"
-    measure = "" if before.unit == "fraction" else f" {before.unit}"
+    measure, factor = "" if before.unit == "fraction" else f" {before.unit}", 1.0
+    if before.unit == "bytes":
+        measure, factor = " MB", 1e-6
+    assert before.value is not None and after.value is not None
     amount = f"{abs(change.value) * 100:.2f}"
     if float(amount) == 0:
         words = "no change"
     else:
         words = f"{amount}{unit} {'worse' if change.value > 0 else 'better'}"
-    text = f"{before.value:.4g} -> {after.value:.4g}{measure}: {words}"
+    text = f"{before.value * factor:.4g} -> {after.value * factor:.4g}{measure}: {words}"
     if change.low < change.high:
         text += f" [{change.low * 100:+.2f}, {change.high * 100:+.2f}]"
     tail = {
