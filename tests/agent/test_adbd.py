@@ -151,6 +151,7 @@ def test_the_table_runs_nothing_of_the_hosts(phone: EmulatedPhone, device: AdbDe
     assert device.shell("sleep 1 &").code == 126
     assert device.shell("echo $(id)").code == 2
     assert device.shell("echo a | cat").code == 2
+    assert device.shell("cat /etc/passwd").stderr == "cat: /etc/passwd: No such file or directory\n"
 
 
 def test_standard_input_and_large_output(device: AdbDevice, sandboxed: None) -> None:

@@ -97,6 +97,14 @@ class Context:
 Command = Callable[[Context, list[str]], bytes]
 
 
+def _reason(error: Exception, root: Path) -> str:
+    """As toybox says it, by the device's own path: a host's path is none of the device's."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    path = str(error.filename or "").removeprefix(str(root.resolve()))
+    return f"{path}: {error.strerror}" if path else error.strerror
+
+
 class TableRunner:
     """Runs command lines from the table. The host's input is ignored."""
 
@@ -139,7 +147,7 @@ class TableRunner:
                         code = 0
                 except (CommandFailed, OSError, tarfile.TarError) as error:
                     code = error.code if isinstance(error, CommandFailed) else 1
-                    err = f"{command.words[0]}: {error}\n".encode()
+                    err = f"{command.words[0]}: {_reason(error, self._root)}\n".encode()
                 await self._deliver(context, command, output, out, err)
             skip = (command.connector == "&&" and code != 0) or (
                 command.connector == "||" and code == 0
