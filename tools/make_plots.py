@@ -1,10 +1,11 @@
-"""Draw the pictures of docs/reports.md from a real run on the emulated device.
+"""Draw the pictures of docs/ from a real run on the emulated device.
 
     python tools/make_plots.py [--methods GRAMMAR] [--session-folder DIR]
 
-Runs `qhost bench --mock` on the shipped sample with twelve variants, and writes every plot type to
-docs/images/plots/, and the top of the report page to docs/images/report.png where Chromium is
-installed. With --session-folder the run of an earlier call is drawn again.
+Runs `qhost bench --mock` on the shipped sample with twelve variants. Every plot type goes to
+docs/images/plots/ at twelve variants and at three, the top of the report page to
+docs/images/report.png where Chromium is installed, as a phone shows it in the dark to
+report-narrow-dark.png. With --session-folder the run of an earlier call is drawn again.
 """
 
 from __future__ import annotations
@@ -28,12 +29,10 @@ from host.store import Store
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = ROOT / "docs" / "images"
 METHODS = (
-    "fp16,int8,int8[activation-bits=16],int8[calibration-method=mse],"
-    "int8[calibration-method=percentile],int4,int4[block-size=32],int4[activation-bits=8],"
-    "per-channel,cluster,sparse,int8[calibration-method=entropy]"
+    "fp16,int8,int4,int8[calibration-method=mse],int8[activation-bits=16],int4[activation-bits=8],"
+    "per-channel,hybrid,cluster,sparse,int8+sparse[structured-pattern=2:4],int4+qat"
 )
-# Traces are drawn for the first three runs only: twelve make a picture of two screens.
-TRACED = 3
+FEW = 3
 
 
 def run_bench(folder: Path, methods: str) -> None:
@@ -80,10 +79,12 @@ def main() -> int:
         report = load(folder)
     plots = IMAGES / "plots"
     plots.mkdir(parents=True, exist_ok=True)
-    for kind in PLOT_TYPES:  # 96 dpi: these pictures are kept in the repository
-        drawn = replace(report, runs=report.runs[:TRACED]) if kind == "trace" else report
-        save_plot(drawn, kind, plots / f"{kind}.png", dpi=96)
-        print(plots / f"{kind}.png")
+    for kind in PLOT_TYPES:
+        for count in (FEW, len(report.runs)):
+            path = plots / f"{kind}-{count}.png"
+            # 96 dpi: these pictures are kept in the repository.
+            save_plot(replace(report, runs=report.runs[:count]), kind, path, dpi=96)
+            print(path)
     shoot(report, IMAGES / "report.png", width=1240, height=1500, dark=False)
     shoot(report, IMAGES / "report-narrow-dark.png", width=400, height=900, dark=True)
     return 0

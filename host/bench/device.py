@@ -209,7 +209,7 @@ class DeviceRunner:
         """The agent is gone: its current run has failed; restart it for the others."""
         current = self._pending[0]
         how = self._device.death() or error.message
-        where = _WHERE.get(current.kind, f"block {current.block_index}")
+        where = _WHERE.get(current.kind, f"block {current.block_index + 1}")
         self._fail(current.run_id, error.failure_class, f"During {where}: {how}")
         self._on_segment(SegmentDone(current, how))
         self._pending = [s for s in self._pending if s.run_id not in self.failures]

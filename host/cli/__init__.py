@@ -126,6 +126,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(args, debug, interrupted)
 
 
+def _interrupted(args: list[str]) -> int:
+    more = "; the same with --resume runs what is missing" if args[:1] == ["bench"] else ""
+    print(f"qhost: interrupted{more}", file=sys.stderr)
+    return ExitCode.INTERRUPTED
+
+
 def _run(args: list[str], debug: bool, interrupted: list[int]) -> int:
     try:
         result = build_app(args[0] if args else None)(
@@ -139,8 +145,7 @@ def _run(args: list[str], debug: bool, interrupted: list[int]) -> int:
     except typer.Exit as e:
         return int(e.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        print("qhost: interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+        return _interrupted(args)
     except BrokenPipeError:
         # The reader of stdout went away (qhost ... | head). Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -152,8 +157,7 @@ def _run(args: list[str], debug: bool, interrupted: list[int]) -> int:
         return ExitCode.USER_ERROR if isinstance(e, UserError) else ExitCode.DEVICE_ERROR
     except Exception as e:  # noqa: BLE001 - the last line of defence, exit code 70
         if interrupted:  # a library met our KeyboardInterrupt and made it its own error
-            print("qhost: interrupted", file=sys.stderr)
-            return ExitCode.INTERRUPTED
+            return _interrupted(args)
         if debug:
             traceback.print_exc()
         fail(

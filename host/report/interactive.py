@@ -206,7 +206,7 @@ def heatmap(chart: Shares, numbers: dict[str, int]) -> Chart:
             "showarrow": False,
             "font": {
                 "size": 11,
-                "color": "#ffffff" if (chart.shares[i][j] or 0) > HEATMAP_DARK else "@heatink",
+                "color": "#ffffff" if (chart.shares[i][j] or 0) >= HEATMAP_DARK else "@heatink",
             },
         }
         for i in range(len(names))

@@ -45,12 +45,16 @@ def place_labels(
         marker: radius around each point that no label may cover.
         lines: thin boxes, such as whiskers, that a label had better not cross.
 
+    The line that leads from a label to its point crosses no other label where that can be had.
+
     Only the first len(sizes) points get a label; the others are just in the way.
     Returns one Placed per label. Where no free place exists the least covered one is taken.
     """
     order = sorted(range(len(sizes)), key=lambda i: -_crowd(points, i))
     taken: list[Box] = [(x - marker, y - marker, x + marker, y + marker) for x, y in points]
     placed: dict[int, Placed] = {}
+    leaders: list[tuple[float, float, float, float]] = []
+    labels: list[Box] = []
     for index in order:
         x, y = points[index]
         width, height = sizes[index]
@@ -68,6 +72,9 @@ def place_labels(
                 cost = sum(_covered(box, other) for other in taken)
                 # Crossing a line is worth a step away, but not a walk across the plot.
                 cost += sum(0.3 for line in lines if _covered(box, line)) + ring * 0.02
+                cost += sum(2.0 for leader in leaders if _crosses(leader, box))
+                if ring:
+                    cost += sum(2.0 for label in labels if _crosses((x, y, cx, cy), label))
                 if best is None or cost < best[0]:
                     best = (cost, Placed(cx, cy, ring > 0), box)
             if best is not None and best[0] < 0.3:
@@ -75,7 +82,18 @@ def place_labels(
         assert best is not None
         placed[index] = best[1]
         taken.append(best[2])
+        labels.append(best[2])
+        if best[1].leader:
+            leaders.append((x, y, best[1].x, best[1].y))
     return [placed[i] for i in range(len(sizes))]
+
+
+def _crosses(line: tuple[float, float, float, float], box: Box) -> bool:
+    """Whether a straight line from (x0, y0) to (x1, y1) comes into the box."""
+    x0, y0, x1, y1 = line
+    steps = 24
+    at = [(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps) for i in range(steps + 1)]
+    return any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in at)
 
 
 def _crowd(points: Sequence[tuple[float, float]], index: int) -> float:

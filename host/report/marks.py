@@ -10,7 +10,7 @@ from host.report.data import SessionReport
 from host.report.labels import Box
 
 # Light shades take ink, dark ones white text; the jump between leaves no shade unreadable.
-HEATMAP_STOPS = (0.0, 0.6, 0.601, 1.0)
+HEATMAP_STOPS = (0.0, 0.6, 0.6, 1.0)
 
 HEATMAP_DARK = 0.6
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from host.report import charts
 from host.report.charts import Axis, Value
@@ -184,7 +185,7 @@ def bars(session: SessionReport) -> Figure | None:
         axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names))
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
-        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="y", length=0, labelcolor=INK)
         label_axis(axes, axis, "x", 8.5)
     named = charts.role_names(chart.roles)
     legend(figure, [Patch(facecolor=COLOURS[role], label=words) for role, words in named.items()])
@@ -198,6 +199,7 @@ def _bar_panel(
     dots = axis.metric == "accuracy"  # a bar that does not start at zero would lie
     low, high = span(known, zero=not dots)
     axes.set_xlim(low, high + (high - low) * 0.28)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     for row, (value, role) in enumerate(zip(values, roles, strict=True)):
         if value is None:
             axes.text(low, row, " no valid figure", va="center", size=7.5, color=MUTED)
@@ -312,6 +314,12 @@ def _radar_panel(
         axes.fill(angles, r, color=colour, alpha=0.18)
 
 
+def heat_colours() -> mpl.colors.Colormap:
+    """Share of the best, 0 to 1, to a colour. 250 steps: the jump at 0.6 falls between two."""
+    stops = list(zip(HEATMAP_STOPS, HEATMAP_COLOURS, strict=True))
+    return mpl.colors.LinearSegmentedColormap.from_list("share", stops, N=250)
+
+
 def heatmap(session: SessionReport) -> Figure | None:
     chart = charts.shares(session, charts.HEATMAP_METRICS)
     if not chart.axes:
@@ -322,14 +330,11 @@ def heatmap(session: SessionReport) -> Figure | None:
     width = 2.9 + 1.12 * len(chart.axes)
     figure, body = canvas(session, "heatmap", width, 0.32 * len(names) + 0.85, caption)
     axes = axes_in(figure, body, (2.65, 0.1, 0.25, 0.75))
-    colours = mpl.colors.LinearSegmentedColormap.from_list(
-        "share", list(zip(HEATMAP_STOPS, HEATMAP_COLOURS, strict=True))
-    )
     shares = [[math.nan if s is None else s for s in row] for row in chart.shares]
-    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    axes.imshow(shares, cmap=heat_colours(), vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(chart.texts):
         for j, text in enumerate(row):
-            dark = (chart.shares[i][j] or 0) > HEATMAP_DARK
+            dark = (chart.shares[i][j] or 0) >= HEATMAP_DARK
             mark = " ◌" if chart.hollow[i][j] else ""
             axes.text(
                 j,
@@ -347,7 +352,7 @@ def heatmap(session: SessionReport) -> Figure | None:
     axes.set_xticks(range(len(heads)), heads, fontsize=8, linespacing=1.3, color=INK)
     axes.xaxis.tick_top()
     axes.set_yticks(range(len(names)), names)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelcolor=INK)
     axes.grid(visible=False)
     axes.set_xticks([i + 0.5 for i in range(len(heads) - 1)], minor=True)
     axes.set_yticks([i + 0.5 for i in range(len(names) - 1)], minor=True)

@@ -38,7 +38,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": GRID,
     "text.color": INK,
     "xtick.color": MUTED,
-    "ytick.color": INK,
+    "ytick.color": MUTED,
     "xtick.labelsize": 8.5,
     "ytick.labelsize": 8.5,
     "hatch.linewidth": 0.7,

@@ -205,7 +205,7 @@ def timeline(session: SessionReport) -> Figure | None:
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_xlabel("Device time (s)")
     _phase_legend(figure, [p.name for c in every for p in c.phases], solid=True)
     return figure

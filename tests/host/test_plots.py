@@ -20,8 +20,9 @@ from host.report import charts, interactive, interactive_runs, static
 from host.report.charts import PLOT_TYPES
 from host.report.labels import place_labels
 from host.report.lines import drawn_line, envelope, without_gaps
-from host.report.marks import numbering, short_name
-from host.report.static_frame import STYLE
+from host.report.marks import HEATMAP_DARK, numbering, short_name
+from host.report.static_compare import heat_colours
+from host.report.static_frame import INK, STYLE
 from quant.figures import Provenance
 
 _spec = importlib.util.spec_from_file_location(
@@ -183,6 +184,36 @@ def test_shares_are_of_the_best():
     assert chart.shares[0] == pytest.approx((1.0, 0.9 / 4.0))
     assert chart.shares[2] == pytest.approx((0.740 / 0.765, 1.0))
     assert chart.best == ("76.5 %", "0.900 ms")
+
+
+def test_every_heat_colour_leaves_its_text_readable():
+    def light(colour):
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in colour]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    colours = heat_colours()
+    for share in (*np.linspace(0, 1, 1001), 0.5999, 0.6, 0.6004, 0.6015):
+        text = light((1, 1, 1)) if share >= HEATMAP_DARK else light(mpl.colors.to_rgb(INK))
+        dim, bright = sorted((text, light(colours(float(share))[:3])))
+        assert (bright + 0.05) / (dim + 0.05) >= 4.5, share
+
+
+def test_leaders_cross_no_labels():
+    random = np.random.default_rng(31)  # a crowd in which four would, if nothing kept them apart
+    xs, ys = random.integers(120, 200, 9), random.integers(120, 160, 9)
+    points = [(float(x), float(y)) for x, y in zip(xs, ys, strict=True)]
+    sizes = [(float(width), 14.0) for width in random.integers(40, 140, 9)]
+    placed = place_labels(points, sizes, (400, 300))
+    assert any(spot.leader for spot in placed)
+    for (spot, (x, y)), (i, other) in itertools.product(
+        zip(placed, points, strict=True), enumerate(placed)
+    ):
+        if spot is other or not spot.leader:
+            continue
+        for part in np.linspace(0, 1, 100):
+            dx = abs(x + (spot.x - x) * part - other.x)
+            dy = abs(y + (spot.y - y) * part - other.y)
+            assert not (dx < sizes[i][0] / 2 and dy < sizes[i][1] / 2)
 
 
 def test_envelope_keeps_every_peak():
