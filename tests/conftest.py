@@ -16,7 +16,7 @@ from host import bundle
 BUILD = "2.51.0.260929181845"
 HEXAGONS = (68, 69, 73, 75, 79, 81)
 # A device tool: refuses to run unless every file and variable is as documented, then lets the
-# emulated device's own stand-in do the work.
+# emulated device's own stand-in do the work, and keeps the sha256 of what that wrote.
 DEVICE_TOOL = """#!/system/bin/sh
 here=${0%/*}
 fail() { echo "ERROR: $1" >&2; exit 1; }
@@ -27,7 +27,9 @@ for lib in libQnnHtp libQnnSystem libQnnHtpNetRunExtensions libQnnHtpV75Stub lib
   [ -f "$here/$lib.so" ] || fail "14001 $lib.so"
 done
 echo "${0##*/} $*" >> /data/local/tmp/qnn-calls
-exec "/system/bin/${0##*/}" "$@"
+[ "${0##*/}" = qnn-net-run ] || exec "/system/bin/${0##*/}" "$@"
+/system/bin/qnn-net-run "$@" || exit $?
+sha256sum out/Result_*/*.raw >> /data/local/tmp/qnn-outputs
 """
 # The host's viewer: turns the log of a stand-in into the CSV of the real one.
 VIEWER = """#!{python} -IS

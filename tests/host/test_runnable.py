@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -17,10 +18,10 @@ OLDER = "2.31.0.250130151446"
 
 
 class Events:
-    def planned(self, *what: object) -> None: ...
-    def stage(self, *what: object) -> None: ...
-    def segment(self, *what: object) -> None: ...
-    def finished(self, *what: object) -> None: ...
+    """BenchEvents of nobody."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *what: None
 
 
 def test_a_bench_says_both_versions_and_sends_nothing(tmp_path, monkeypatch):
