@@ -27,12 +27,14 @@ from quant.artifact import (
     write_members,
 )
 from quant.errors import UserError
+from quant.htp.compile import compile_context
 from quant.htp.device_model import device_model_block
 from quant.htp.emulator import HtpEmulator
 from quant.htp.integer_io import convert
 from quant.htp.options import HtpOptions, RunSettings
 from quant.htp.package import sqnr_db
-from quant.htp.search import Objective, Outputs, Search, Space, Trial
+from quant.htp.sdk import SDK_BACKEND, compile_with_sdk
+from quant.htp.search import Compiler, Objective, Outputs, Search, Space, Trial
 from quant.htp.soc import Soc, get_soc
 
 MIN_SQNR_DB = 60.0
@@ -78,7 +80,9 @@ def optimize_artifact(
     with tempfile.TemporaryDirectory(prefix="qhost-optimize-") as temp:
         names = [n for n in artifact.members if "/" not in n and n != MANIFEST]
         artifact.extract_members(Path(temp), names)
-        search = Search(Path(temp), targets, tuple(objectives), given, on_trial)
+        search = Search(
+            Path(temp), targets, tuple(objectives), given, on_trial, compiler_of(artifact)
+        )
         trials = search.run(space or Space())
         baseline = trials[0]
         _reuse_goldens(artifact, baseline)
@@ -87,6 +91,14 @@ def optimize_artifact(
         settings = run_settings or RunSettings.from_json(artifact.manifest["run_settings"])
         written = _write(artifact, output, chosen, trials, objectives, why, settings, feeds)
     return Optimized(written, baseline, chosen, tuple(trials), why)
+
+
+def compiler_of(artifact: Artifact) -> Compiler:
+    """What compiled the artifact, for candidates that run where it runs: a device's runtime
+    refuses contexts of a newer toolchain."""
+    if any(artifact.soc(s)["toolchain"].get("backend") == SDK_BACKEND for s in artifact.socs):
+        return compile_with_sdk
+    return compile_context
 
 
 def _reuse_goldens(artifact: Artifact, baseline: Trial) -> None:

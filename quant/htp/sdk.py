@@ -38,6 +38,7 @@ from quant.htp.soc import Soc
 
 BACKENDS = ("auto", "ort", "qairt")
 SDK_VARIABLE = "QAIRT_SDK_ROOT"
+SDK_BACKEND = "qairt-sdk"  # what an artifact's toolchain says of such a context
 
 _HOST = "x86_64-linux-clang"
 _CONVERTER, _GENERATOR = "qairt-converter", "qnn-context-binary-generator"
@@ -147,7 +148,7 @@ def compile_with_sdk(onnx_path: Path, soc: Soc, options: HtpOptions, out_dir: Pa
         figures=figures,
         info=info,
         seconds=time.monotonic() - start,
-        toolchain={"backend": "qairt-sdk", "qairt": info.build_id},
+        toolchain={"backend": SDK_BACKEND, "qairt": info.build_id},
         stage_us=stages,
     )
 

@@ -28,6 +28,7 @@ from quant.htp.strips import split_into_strips
 
 STRIPS = (2, 4, 8, 16, 32)
 
+Compiler = Callable[[Path, Soc, HtpOptions, Path], Compiled]
 Outputs = list[dict[str, np.ndarray[Any, Any]]]
 _Rewritten = tuple[Path, dict[str, IoEncoding]]
 
@@ -160,9 +161,10 @@ class Search:
         objectives: tuple[Objective, ...],
         given: HtpOptions,
         on_trial: Callable[[Trial], None],
+        compiler: Compiler = compile_context,
     ) -> None:
         self.work, self.socs, self.objectives = work, socs, objectives
-        self.given, self.on_trial = given, on_trial
+        self.given, self.on_trial, self.compiler = given, on_trial, compiler
         self.trials: list[Trial] = []
         self.models: dict[tuple[tuple[str, ...], int, bool], _Rewritten | None] = {
             ((), 1, False): (work / "model.onnx", {})
@@ -251,7 +253,7 @@ class Search:
         out = self.work / f"trial-{len(self.trials)}"
         try:
             for soc in self.socs:
-                compiled = compile_context(path, soc, candidate.options, out / soc.id)
+                compiled = self.compiler(path, soc, candidate.options, out / soc.id)
                 trial.compiled[soc.id] = compiled
                 trial.context_bytes += compiled.context_bin.stat().st_size
                 for objective in self.objectives:

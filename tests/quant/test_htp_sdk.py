@@ -15,8 +15,11 @@ from quant.htp.compile import compile_context
 from quant.htp.emulator import HtpEmulator
 from quant.htp.options import HtpOptions
 from quant.htp.overrides import float_graph_and_overrides
+from quant.htp.package import PackageRequest, package
 from quant.htp.sdk import choose_compiler, compile_with_sdk
+from quant.htp.search import Space, parse_objectives
 from quant.htp.soc import get_soc
+from quant.optimize import optimize_artifact
 
 SOC = get_soc("sm8650")
 
@@ -226,3 +229,26 @@ def test_block_encodings_cannot_be_expressed(tmp_path):
     model = onnx.load(save(tmp_path / "b.onnx", nodes, init, [1, 3, 8, 4]))
     with pytest.raises(UserError, match="block-wise encodings"):
         float_graph_and_overrides(model)
+
+
+def test_optimize_compiles_with_what_compiled_the_artifact(sdk, tmp_path, monkeypatch):
+    """A device that runs the SDK's libraries refuses contexts of a newer toolchain."""
+    model, _ = prepare(sdk, tmp_path)
+    request = PackageRequest(model, tmp_path / "in.qnn", (SOC,), golden_samples=1)
+    artifact, _ = package(request, lambda r: None, compile_with_sdk)
+    (sdk / "htp.json").unlink()
+    done = optimize_artifact(
+        artifact,
+        tmp_path / "out.qnn",
+        parse_objectives("memory"),
+        space=Space(rewrites=False, strips=False),
+    )
+    toolchains = {c.toolchain["backend"] for t in done.trials for c in t.compiled.values()}
+    assert toolchains == {"qairt-sdk"}
+    assert (sdk / "htp.json").exists()
+    (spill_buffer,) = [t for t in done.trials if t.name == "spill_fill_buffer=True"]
+    assert spill_buffer.verdict.startswith("refused: spill_fill_buffer belongs to loading")
+    monkeypatch.delenv("QAIRT_SDK_ROOT")
+    with pytest.raises(UserError, match="QAIRT_SDK_ROOT is not set"):
+        optimize_artifact(artifact, tmp_path / "o2.qnn", parse_objectives("memory"))
+    assert not (tmp_path / "o2.qnn").exists()
