@@ -15,6 +15,7 @@ import numpy as np
 from host.stats.changepoint import warm_up_blocks
 from host.stats.energy import Energy
 from host.stats.intervals import Estimate
+from host.stats.phases import SUSTAINED
 from host.stats.power import PowerTrace
 from host.store.rows import Block, Floats, RunData
 
@@ -83,6 +84,7 @@ class Rule:
     check: Callable[[Evidence], str]
     wants: str
     advice: str
+    sustained_advice: str = ""  # where a run of that profile needs another
 
 
 def broken_rules(evidence: Evidence) -> list[Finding]:
@@ -90,7 +92,8 @@ def broken_rules(evidence: Evidence) -> list[Finding]:
     found = []
     for rule in RULES:
         if reason := rule.check(evidence):
-            found.append(Finding(rule.name, rule.scope, reason, rule.advice))
+            sustained = evidence.data.profile == SUSTAINED and rule.sustained_advice
+            found.append(Finding(rule.name, rule.scope, reason, sustained or rule.advice))
     return found
 
 
@@ -371,6 +374,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "wide_interval", _WARN, _wide, f"a latency interval within ±{WIDE_INTERVAL:.0%}",
         "Use a longer --profile, and close other apps.",
+        "The device had not settled in its last five minutes: see the run's trace.",
     ),
     Rule(
         "outliers", _WARN, _outliers,
@@ -381,6 +385,7 @@ RULES: tuple[Rule, ...] = (
         "warm_up", _WARN, _warm_up,
         f"no change point with latency {WARM_UP_SHIFT:.0%} off before it",
         "Use a longer warm-up, or --profile sustained.",
+        "The device was still slowing down or recovering: see the trace of the run.",
     ),
     Rule(
         "hot_start", _WARN, _hot_start,

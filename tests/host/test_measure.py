@@ -316,6 +316,18 @@ def test_a_sustained_run_has_its_burst_and_its_steady_phase_apart():
     assert not [f for f in result.findings if f.rule == "no_baseline"]
 
 
+def test_a_sustained_run_that_did_not_settle_is_not_told_to_be_sustained():
+    data = sustained_data()
+    still = [
+        replace(b, per_iteration_us=b.per_iteration_us * (1.3 if b.block_index > 19 else 1.0))
+        for b in data.blocks
+    ]
+    found = assess(replace(data, blocks=tuple(still)), Provenance.MEASURED, Limits(1, 600.0))
+    advice = {f.rule: f.advice for f in found.findings}
+    assert "still slowing down" in advice["warm_up"]
+    assert "--profile" not in advice["warm_up"] + advice.get("wide_interval", "")
+
+
 def test_a_sustained_run_that_lacks_its_first_blocks_has_no_burst():
     data = sustained_data()
     result = assess(replace(data, blocks=data.blocks[2:]), Provenance.MEASURED, Limits(1, 600.0))
