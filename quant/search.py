@@ -117,9 +117,10 @@ def restore(refined: Refined, name: str, data: Array) -> Array:
 
 
 def roundings(model: Model, task: Task, bits: set[int]) -> Roundings:
-    """Range search and bias correction at 8 bits, second-order rounding at 4."""
+    """Range search and bias correction at 8 bits, convolutions and 4 bits second-order besides."""
+    convs = any(node.op_type == "Conv" for node in model.ir.graph)
     options = {
-        8: RefineOptions(bits=8, samples=16),
+        8: RefineOptions(bits=8, second_order_conv=True, samples=64 if convs else 16),
         4: RefineOptions(bits=4, second_order=True, samples=64),
     }
     return Roundings(model, {b: refine_weights(model, task, options[b]) for b in sorted(bits)})
@@ -300,6 +301,13 @@ def _assignment(
 def report(analysis: Analysis, chosen: Assignment) -> dict[str, Any]:
     """The analysis as JSON: sensitivities, both fronts, the point that was chosen."""
     leaders = {k: chosen.widths[k] for k in analysis.activations.operators}
+    front = analysis.weight_front
+    bits = {n: chosen.weights.get(n, 8) for n in analysis.sizes}
+    stored = error = None
+    if front:
+        saved = sum(analysis.sizes[n](8) - analysis.sizes[n](b) for n, b in bits.items())
+        stored = front[0].point.cost - saved
+        error = sum(analysis.sensitivity.weights[n][b] for n, b in bits.items())
     return {
         "version": 1,
         "unit": "squared error of the outputs over their power, one tensor quantized at a time",
@@ -320,6 +328,8 @@ def report(analysis: Analysis, chosen: Assignment) -> dict[str, Any]:
         "chosen": {
             "share_above_8_bits": analysis.activations.wide_share(leaders),
             "predicted_activation_error": analysis.activations.predicted_error(leaders),
+            "stored_bytes": stored,
+            "predicted_weight_error": error,
             "widths": dict(chosen.widths),
             "weight_bits": dict(chosen.weights),
         },

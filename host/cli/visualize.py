@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from host.report.data import SessionReport
 
 SUFFIXES = (".html", ".png", ".svg")
+SENSITIVITY = "sensitivity"  # the one plot of an artifact; all others are of a session
 
 
 def visualize(
@@ -21,10 +22,14 @@ def visualize(
         Path, typer.Option(help="File to write: .html (interactive), .png or .svg.")
     ],
     plot_type: Annotated[
-        str, typer.Option(help="radar, pareto, bars, heatmap, layers, trace or timeline.")
+        str,
+        typer.Option(
+            help="radar, pareto, bars, heatmap, layers, trace or timeline; of a .qnn sensitivity."
+        ),
     ] = "pareto",
     results_path: Annotated[
-        Path | None, typer.Option(help="Comparison file, <model>_comparison.json.")
+        Path | None,
+        typer.Option(help="Comparison file, <model>_comparison.json, or a .qnn for sensitivity."),
     ] = None,
     session: Annotated[
         str | None, typer.Option(help="Session id, the beginning of one, or latest (default).")
@@ -45,8 +50,18 @@ def visualize(
     from host.report.charts import PLOT_TYPES
     from host.report.document import read
 
+    if plot_type == SENSITIVITY:
+        from host.report.fronts import save_fronts
+
+        if results_path is None or results_path.suffix != ".qnn":
+            raise UserError(
+                "A sensitivity plot is drawn from an artifact.", "Give --results-path X.qnn."
+            )
+        save_fronts(results_path, output_path)
+        print(output_path.resolve())
+        return
     if plot_type not in PLOT_TYPES:
-        raise unknown_name("plot type", plot_type, PLOT_TYPES)
+        raise unknown_name("plot type", plot_type, (*PLOT_TYPES, SENSITIVITY))
     require_drawable(output_path)
     if results_path is not None and session is not None:
         raise UserError("--results-path and --session both given.", "Give one of them.")

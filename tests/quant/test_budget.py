@@ -83,6 +83,7 @@ def test_random_budgets_are_kept_or_refused_with_the_closest(cnn, text):
             assert _stored_mb(done) <= size
             chosen = done.reports["sensitivity"]["chosen"]
             assert chosen["share_above_8_bits"] <= share
+            assert _stored_mb(done) <= chosen["stored_bytes"] / 1e6 <= size
     assert kept >= 3 and refused >= 1
 
 
