@@ -192,7 +192,9 @@ def run(
                 facts = file_facts(state, variant, path)
                 if soc:
                     facts |= compiled_facts(state, path, soc)
+            judged = time.process_time()
             outputs = run_model(exported, task, n)
+            judged = time.process_time() - judged
             score = evaluate_outputs(task, reference, outputs, Provenance.ORT_CPU)
             values.append(score.value or 0.0)
             row = {
@@ -202,6 +204,7 @@ def run(
                 "agreement": score.agreement,
                 "seconds": round(seconds, 1),
                 "cpu_s": round(cpu, 1),
+                "cpu_s_judging": round(judged, 1),
                 "load": round(os.getloadavg()[1], 1),
                 **facts,
                 "notes": state.notes,
