@@ -95,5 +95,5 @@ def run(state: Quantized, task: Task, options: Pipeline) -> Quantized:
     )
     notes = state.notes
     if options.optimize_for != "general":
-        notes += tuple(str(f) for f in rules.unsupported(refined.model))
+        notes += tuple(str(f) for f in rules.unsupported(refined.model, plan))
     return with_layers(Quantized(refined.model, plan, notes))

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from quant.encoding import QuantPlan
 from quant.errors import UserError
 from quant.graph import array_of, classify, name_of
 from quant.model import Model
+from quant.planning import seen_encoding
 
 # Operators that the HTP backend of onnxruntime-qnn takes in quantized form.
 HTP_OPERATORS = {
@@ -86,9 +88,15 @@ def check(model: Model, *, arch: int = 75, target: str = "hexagon") -> list[Find
     return findings
 
 
-def unsupported(model: Model, *, arch: int = 75) -> list[Finding]:
-    """Nodes of a float or exported graph that HTP cannot run at all."""
-    return [f for node in model.ir.graph for f in _operator(node, arch)]
+def unsupported(model: Model, plan: QuantPlan | None = None, *, arch: int = 75) -> list[Finding]:
+    """Nodes of a float or exported graph that HTP cannot run, at all or at the planned widths."""
+    findings = [f for node in model.ir.graph for f in _operator(node, arch)]
+    for node in model.ir.graph if plan is not None else ():
+        source = node.inputs[0] if node.inputs else None
+        encoding = None if source is None or plan is None else seen_encoding(plan, source)
+        if encoding is not None and encoding.bits == 16:
+            findings += _narrow_only(node)
+    return findings
 
 
 def require(model: Model, *, arch: int = 75, target: str = "hexagon") -> None:
@@ -226,7 +234,12 @@ def _input_type(node: ir.Node) -> ir.DataType | None:
 
 
 def _wide(node: ir.Node) -> Iterator[Finding]:
-    if node.op_type in _NARROW_ONLY and _input_type(node) == ir.DataType.UINT16:
+    if _input_type(node) == ir.DataType.UINT16:
+        yield from _narrow_only(node)
+
+
+def _narrow_only(node: ir.Node) -> Iterator[Finding]:
+    if node.op_type in _NARROW_ONLY:
         yield _finding(node, "error", "wide activation", "HTP has it with 8-bit activations only")
 
 

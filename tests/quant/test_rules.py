@@ -135,8 +135,9 @@ def test_operators_with_narrow_activations_only(builder, tmp_path, bits):
     b.node("PRelu", ["x", b.constant("slope", np.full((4, 1, 1), 0.1, np.float32))], "y")
     model = load(b.save(tmp_path / "m.onnx", [("x", [1, 4, 2, 2])], [("y", [1, 4, 2, 2])]))
     (variant,) = parse_methods(f"int8[activation-bits={bits}]")
-    found = _errors(rules.check(export(quantize(model, load_task(None, model), variant))))
-    assert found == (set() if bits == 8 else {"wide activation"})
+    state = quantize(model, load_task(None, model), variant)
+    assert _errors(rules.check(export(state))) == (set() if bits == 8 else {"wide activation"})
+    assert any("PRelu 'y'" in note for note in state.notes) == (bits == 16)
 
 
 def test_transformer_compiles_strictly(encoder_path, tmp_path):
