@@ -72,8 +72,8 @@ def nncf(model: Path, calibration: list[Feed], out: Path, method: str) -> None:
 def quark(model: Path, calibration: list[Feed], out: Path, method: str) -> None:
     """Quark: unsigned activations, signed weights per channel, ranges by min-max."""
     from onnxruntime.quantization import CalibrationDataReader
+    from onnxruntime.quantization.calibrate import CalibrationMethod
     from quark.onnx import ModelQuantizer
-    from quark.onnx.calibration.methods import CalibrationMethod
     from quark.onnx.quantization.config import Config
     from quark.onnx.quantization.config.custom_config import get_default_config
 
