@@ -132,9 +132,16 @@ def _finding(node: ir.Node, severity: str, rule: str, reason: str) -> Finding:
 def _operator(node: ir.Node, arch: int) -> Iterator[Finding]:
     if node.domain not in ("", "ai.onnx") or node.op_type not in HTP_OPERATORS:
         yield _finding(node, "error", "operator", "HTP does not have this operator")
+    if node.op_type in {"Gemm", "MatMul"} and _single_number(node.inputs[0]):
+        reason = "the HTP compiler never finishes on a product with one single number"
+        yield _finding(node, "error", "product of one number", reason)
     for value in node.outputs:
         if value.shape is not None and len(value.shape) > 5:
             yield _finding(node, "error", "rank", f"rank {len(value.shape)}; HTP takes up to 5")
+
+
+def _single_number(value: ir.Value | None) -> bool:
+    return value is not None and value.shape is not None and all(d == 1 for d in value.shape)
 
 
 def _float(value: ir.Value | None) -> bool:

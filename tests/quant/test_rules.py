@@ -129,6 +129,15 @@ def test_checker_legal_graphs_compile_strictly(tmp_path_factory, recipe, text):
         assert compiled.context_bin.stat().st_size > 0
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_product_of_one_number_is_refused_before_the_compiler_hangs(builder, tmp_path, rows):
+    b = builder
+    b.node("Gemm", ["x", b.weight("w", 3, 1), b.weight("b", 3)], "y", transB=1)
+    model = load(b.save(tmp_path / "m.onnx", [("x", [rows, 1])], [("y", [rows, 3])]))
+    rule = {"product of one number"}
+    assert _errors(rules.unsupported(model)) == (rule if rows == 1 else set())
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_operators_with_narrow_activations_only(builder, tmp_path, bits):
     b = builder
