@@ -61,6 +61,7 @@ class Bench:
         self._changed = threading.Condition()
         self._cancel = threading.Event()
         self._stopping = False
+        self._let_charge = False  # at once, not after the grace
         self._station = Station(
             platform, artifacts, platform.runtime(), queue_file.parent / "outputs"
         )
@@ -99,6 +100,7 @@ class Bench:
                 raise BadRequest(f"the queue holds at most {MAX_QUEUED} segments")
             first = self._spool.next_seq
             known = self._known()
+            self._let_charge = False
             self._queue.extend(
                 (session_id, segment)
                 for segment in segments
@@ -121,7 +123,10 @@ class Bench:
             if current:
                 self._cancel.set()
             self._save_queue()
-            self._changed.notify_all()  # nothing may be left: the charger comes back
+            # Where nothing is left the charger comes back. A notice alone could come before the
+            # worker waits for one.
+            self._let_charge = not self._queue and (current or self._running is None)
+            self._changed.notify_all()
         for session_id, segment in dropped:
             self._end(session_id, segment, Cancelled("cancelled before it began"))
         return len(dropped) + current
@@ -177,7 +182,7 @@ class Bench:
         """The next job, waiting for it; None when the agent stops."""
         while True:
             with self._changed:
-                if not self._queue and not self._stopping:
+                if not self._queue and not self._stopping and not self._let_charge:
                     self._changed.wait(self._charger_grace_s)
                 if self._stopping:
                     return None
@@ -185,6 +190,7 @@ class Bench:
                     self._running = self._queue.popleft()
                     self._cancel.clear()
                     return self._running
+                self._let_charge = False
             self._platform.charger.restore()
 
     def _work(self) -> None:

@@ -80,5 +80,6 @@ def open_meter(text: str) -> Meter:
         return factory(options)
     except OSError as error:
         raise UserError(
-            f"The meter {name} does not answer: {error}.", "Is it on, and are its options right?"
+            f"The meter {name} does not answer: {error.strerror or error}.",
+            "Is it on, and are its options right?",
         ) from error
