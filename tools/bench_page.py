@@ -2,13 +2,15 @@
 
     python tools/bench_page.py [--samples 60000] [--repeat 5] [--output report.html]
 
-Exit code 1 when the page is over 8 MB or its plots take longer than 2 s. Without Chromium only
-the size is checked.
+Exit code 1 when the page is over 8 MB or takes longer than 2 s to open: until all is drawn that is
+in view. How long plots in view take is printed too, with the CPU seconds and the machine's load.
+Without Chromium only the size is checked.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -17,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from chromium import chromium, find_chromium
+from chromium import Browser, chromium, find_chromium
 
 from host.errors import RunStatus
 from host.report.data import LayerRow, Phase, RunReport, SessionReport, Trace
@@ -97,20 +99,33 @@ def main() -> int:
         if executable is None:
             print("no chromium: opening time not measured")
             return int(failed)
-        text, plots = [], []
         with chromium(executable) as browser:
-            for _ in range(options.repeat):
-                page = browser.page()
-                page.view(1600)
-                shown, drawn = page.open(path)
-                text.append(shown)
-                plots.append(drawn)
-                page.close()
+            top = opened(browser, path, options.repeat, height=900)
+            # So tall that the first plots are in view at once: Plotly is loaded while it opens.
+            tall = opened(browser, path, options.repeat, height=4000)
     print(
-        f"text shown after {statistics.median(text):.2f} s, plots in view drawn after "
-        f"{statistics.median(plots):.2f} s (median of {len(plots)}, worst {max(plots):.2f} s)"
+        f"at load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores, median of {options.repeat}:"
     )
-    return int(failed or statistics.median(plots) > MAX_S)
+    for name, seen in (("as it opens, 1600 x 900", top), ("with plots in view, 1600 x 4000", tall)):
+        text, drawn, cpu = (statistics.median(column) for column in zip(*seen, strict=True))
+        print(f"{name}: text {text:.2f} s, all in view {drawn:.2f} s, thread's CPU {cpu:.2f} s")
+        failed |= seen is top and drawn > MAX_S
+    return int(failed)
+
+
+def opened(browser: Browser, path: Path, repeat: int, *, height: int) -> list[tuple[float, ...]]:
+    """Seconds until the text shows, until what is in view is drawn, and CPU seconds, each time."""
+    seen = []
+    for _ in range(repeat):
+        page = browser.page()
+        page.call("Performance.enable", timeDomain="threadTicks")
+        page.view(1600, height)
+        shown, drawn = page.open(path)
+        metrics = page.call("Performance.getMetrics")["metrics"]
+        cpu = next(float(m["value"]) for m in metrics if m["name"] == "TaskDuration")
+        seen.append((shown, drawn, cpu))
+        page.close()
+    return seen
 
 
 if __name__ == "__main__":

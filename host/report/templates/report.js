@@ -74,7 +74,10 @@
   for (const node of nodes) node.style.minHeight = figures[node.dataset.chart].height + "px";
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
-      if (entry.isIntersecting && !drawn.has(entry.target)) draw(entry.target);
+      if (entry.isIntersecting && !drawn.has(entry.target)) {
+        loadPlotly();
+        draw(entry.target);
+      }
     }
   }, { rootMargin: "300px" });
 
@@ -84,11 +87,14 @@
     code.textContent = document.getElementById("plotly").textContent;
     document.head.append(code); // runs at once
   }
-  // After the first frame, so that what can be read is there before what must be drawn.
+  // After the first frame, so that what can be read is there before what must be drawn. Where no
+  // plot is in view, Plotly (the larger part of the page) waits until the reader is at the verdict
+  // and the browser has nothing to do.
   requestAnimationFrame(() => setTimeout(() => {
-    loadPlotly();
     nodes.forEach((node) => watcher.observe(node));
     root.dataset.plots = "ready";
+    const whenIdle = window.requestIdleCallback || ((run) => run());
+    setTimeout(() => whenIdle(loadPlotly, { timeout: 5000 }), 1000);
   }));
 
   let timer = 0;
