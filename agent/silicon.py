@@ -61,6 +61,9 @@ def identify(
     Linux.
     """
     soc = by_soc_id(read_int(device_root / "sys/devices/soc0/soc_id") or -1)
+    if soc is None and getprop is not None:  # some builds hide the file from their shell user
+        named = (getprop(("getprop", "ro.soc.model")) or "").strip().lower()
+        soc = named if named in SOCS else None
     if soc is None:
         return None
     problem = _problem(device_root, cpu or machine.machine(), getprop)

@@ -51,6 +51,7 @@ echo == machine; uname -m
 echo == abi; getprop ro.product.cpu.abi
 echo == user; id
 echo == soc_id; cat /sys/devices/soc0/soc_id
+echo == soc_model; getprop ro.soc.model
 echo == run; echo "#!$(command -v sh)" > {BASE}/probe; echo 'echo runs' >> {BASE}/probe
 chmod 700 {BASE}/probe; {BASE}/probe; rm -f {BASE}/probe
 echo == nodes
@@ -160,8 +161,10 @@ def checks(
 
 def _soc(facts: dict[str, str]) -> Check:
     soc_id = facts.get("soc_id", "")
-    soc = next((s for s in SOCS.values() if soc_id in map(str, s.soc_ids)), None)
-    found = f"{soc.id}, Hexagon v{soc.arch} (soc_id {soc_id})" if soc else f"soc_id {soc_id or '?'}"
+    named = facts.get("soc_model", "").lower()
+    soc = next((s for s in SOCS.values() if soc_id in map(str, s.soc_ids)), SOCS.get(named))
+    by = f"soc_id {soc_id or 'hidden'}"
+    found = f"{soc.id}, Hexagon v{soc.arch} ({by})" if soc else by
     return Check(
         "SoC", soc is not None, found,
         "qhost does not know this part: send the report, it has to be added to the tables.",

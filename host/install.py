@@ -211,7 +211,7 @@ def start_agent(device: AdbDevice, layers: Sequence[Layer], *, clean: bool) -> R
     leftovers = _LEFTOVERS if clean else ""
     device.check(f"chmod 700 {RUN}; rm -rf {STATE} {START_LOG} {leftovers}")
     _write(device, TOKEN, secrets.token_urlsafe(32))
-    environment, python, options = _how_to_start(device, layers)
+    environment, python, options = how_to_start(device, layers)
     started = device.check(
         f"cd {AGENT_ROOT}; HOME={AGENT_ROOT} TMPDIR={AGENT_ROOT} LC_ALL=C.UTF-8 {environment} "
         f"setsid {python} -P -m agent --listen unix-abstract:{socket_name} --root {AGENT_ROOT} "
@@ -234,7 +234,7 @@ def _drop_other_layers(device: AdbDevice, layers: Sequence[Layer]) -> None:
         device.shell(f"rm -rf {names} {PYCACHE}", UNPACK_TIMEOUT_S)
 
 
-def _how_to_start(device: AdbDevice, layers: Sequence[Layer]) -> tuple[str, str, str]:
+def how_to_start(device: AdbDevice, layers: Sequence[Layer]) -> tuple[str, str, str]:
     """(environment, interpreter, the agent's options), each as words for the device's shell."""
     folders = {layer.name.partition("-")[0]: layer.directory for layer in layers}
     packages = [str(path) for name, path in folders.items() if name not in ("base", "qnn")]

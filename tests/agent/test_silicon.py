@@ -87,6 +87,10 @@ def test_an_android_phone_says_what_it_is_by_its_properties(tmp_path):
     assert (found.os, found.serial, found.model, found.build) == (
         "android", "R5C", "Phone", "a/b:15",
     )  # fmt: skip
+    hidden = board(tmp_path / "b", **{"sys/devices/soc0/soc_id": None})
+    assert identify(hidden, "aarch64", properties()) is None
+    named = identify(hidden, "aarch64", properties(**{"ro.soc.model": "SM8550"}))
+    assert named is not None and named.silicon and named.soc == "sm8550"
     emulator = identify(root, "aarch64", properties(**{"ro.kernel.qemu": "1"}))
     assert emulator is not None and "Android's own emulator" in emulator.problem
 

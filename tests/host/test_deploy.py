@@ -331,6 +331,9 @@ def test_emulate_ends_with_its_devices() -> None:
         (["--fault", "explode"], "unknown fault 'explode'"),
         (["--fault", "freeze:byte=3"], "no option 'byte'"),
         (["--fault", "drop:at=-1"], "must be 0 or more"),
+        (["--isa", "aarch64", "--time-factor", "5"], "lives in real time"),
+        (["--isa", "aarch64", "--no-sandbox"], "needs the sandbox"),
+        (["--isa", "riscv"], "invalid choice: 'riscv'"),
     ],
 )
 def test_emulate_refuses_what_it_cannot_do(

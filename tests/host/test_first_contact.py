@@ -95,6 +95,13 @@ def test_each_thing_that_can_be_amiss(change, name, ok, words):
     assert [n for n, check in checks.items() if check.ok is not True] == [name]
 
 
+def test_a_hidden_soc_id_is_made_up_for_by_the_property():
+    hidden = PHONE.replace("\n557\n", "\n\n")
+    assert found(hidden)["SoC"].ok is False
+    named = found(hidden.replace("== run", "== soc_model\nSM8650\n== run"))["SoC"]
+    assert named.ok and named.found == "sm8650, Hexagon v75 (soc_id hidden)"
+
+
 def test_a_board_is_asked_for_its_processor_not_for_androids_abi():
     board = PHONE.replace("arm64-v8a", "")
     assert found(board, android=False)["processor"].ok
