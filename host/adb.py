@@ -8,7 +8,6 @@ of cure.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import socket
@@ -17,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -25,7 +24,6 @@ import adbutils
 from adbutils.errors import AdbError
 
 from host.errors import DeviceError, FailureClass
-from quant.htp.soc import SOCS
 
 DEFAULT_PORT = 5037
 SHELL_TIMEOUT_S = 30.0
@@ -38,7 +36,7 @@ RECONNECT_POLL_S = 0.2
 PROBE_TIMEOUT_S = 5.0
 _FRAME = struct.Struct("<BI")
 _STDOUT, _STDERR, _EXIT = 1, 2, 3
-_NETWORK_SERIAL = re.compile(r"^[^\s:]+:\d+$")
+NETWORK_SERIAL = re.compile(r"^[^\s:]+:\d+$")
 
 # What adb says -> what is wrong and what to do. First match wins; {serial} is filled in.
 _EXPLANATIONS: tuple[tuple[str, str, str, bool], ...] = (
@@ -380,7 +378,7 @@ class AdbDevice:
                 why = explain(self.serial, states.get(self.serial, "device not found"))
                 if not why.transient:
                     raise why
-                if _NETWORK_SERIAL.match(self.serial) and self.serial not in states:
+                if NETWORK_SERIAL.match(self.serial) and self.serial not in states:
                     self.server.connect(self.serial)
             except (ConnectionError, AdbFailure):
                 why = explain(self.serial, "")
@@ -391,87 +389,3 @@ class AdbDevice:
             if time.monotonic() > deadline:
                 raise why
             time.sleep(RECONNECT_POLL_S)
-
-
-_NOT_FOUND = 127  # what a shell gives for a command that it does not find
-_PROPERTIES = ("ro.soc.model", "ro.product.model", "ro.build.id", "ro.qhost.emulated")
-
-
-def list_devices(server: AdbServer | None = None) -> list[AdbDevice]:
-    """Every device adb sees; model, SoC and build of those that answer."""
-    server = server or AdbServer()
-    server.ensure()
-    found = []
-    for serial, state, attributes in server.states():
-        device = AdbDevice(serial, state, attributes.get("model", ""), server=server)
-        if device.ready:
-            # It may go between the two questions; then it is listed as what it was.
-            with contextlib.suppress(DeviceError):
-                device = identify(device)
-        found.append(device)
-    return found
-
-
-def identify(device: AdbDevice) -> AdbDevice:
-    """The same device with what its properties say. DeviceError when it does not answer."""
-    done = device.shell("; ".join(f"getprop {name}" for name in _PROPERTIES), LIST_TIMEOUT_S)
-    if done.code == _NOT_FOUND:
-        return _identify_board(device)
-    if done.code:
-        raise explain(device.serial, done.stderr or f"getprop gave {done.code}")
-    soc, model, build, emulated = (*done.stdout.splitlines(), "", "", "", "")[:4]
-    return replace(
-        device,
-        model=model.strip() or device.model,
-        soc=soc.strip().lower(),
-        build=build.strip(),
-        emulated=emulated.strip() == "1",
-    )
-
-
-def _identify_board(device: AdbDevice) -> AdbDevice:
-    """A Linux board has no properties: its files say what it is."""
-
-    def read(path: str) -> str:
-        return device.shell(f"cat {path}", LIST_TIMEOUT_S).stdout.strip("\0 \n")
-
-    soc_id = read("/sys/devices/soc0/soc_id")
-    soc = next((s.id for s in SOCS.values() if soc_id in map(str, s.soc_ids)), "")
-    name = re.search(r'^PRETTY_NAME="?([^"\n]*)', read("/etc/os-release"), re.MULTILINE)
-    return replace(
-        device,
-        model=read("/proc/device-tree/model") or device.model,
-        soc=soc,
-        build=name[1] if name else "",
-        android=False,
-    )
-
-
-def find_device(wanted: str, server: AdbServer | None = None) -> AdbDevice:
-    """The device with serial `wanted`, the first ready one of SoC `wanted`, or ("") the only one.
-
-    DeviceError when there is none, or when the one that fits cannot be used.
-    """
-    devices = list_devices(server)
-    exact = [d for d in devices if d.serial == wanted or (not wanted and len(devices) == 1)]
-    if exact:
-        exact[0].require_ready()
-        return exact[0]
-    for device in devices:
-        if device.ready and device.soc == wanted:
-            return device
-    seen = ", ".join(f"{d.serial} ({d.soc or d.state})" for d in devices)
-    if devices and not wanted:
-        raise DeviceError("Which device?", f"adb sees {seen}; name one with --device.")
-    what = f"No device {wanted}" if wanted else "No device"
-    raise DeviceError(
-        f"{what} is attached.",
-        f"{attach_hint(wanted)}; adb sees {seen}." if seen else f"{attach_hint(wanted)}.",
-    )
-
-
-def attach_hint(wanted: str) -> str:
-    """How a device that adb does not see becomes one that it sees."""
-    if _NETWORK_SERIAL.match(wanted):
-        return f"Connect it: adb connect {wanted}"
-    return "Plug it in and allow USB debugging on it"

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from host import config, first_contact, install, lease
-from host.adb import AdbDevice, AdbServer, identify, list_devices
+from host.adb import AdbDevice, AdbServer
+from host.attached import identify, list_devices
 from host.client import CALL_TIMEOUT_S, AgentClient, SegmentSpec
 from host.devices import DeviceInfo, Target, describe, no_device
 from host.errors import DeviceError, FailureClass

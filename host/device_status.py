@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 
 from host import install, lease
-from host.adb import AdbDevice
+from host.adb import LIST_TIMEOUT_S, AdbDevice
 from host.client import AgentClient
 from host.deploy import AgentEndpoint
 from host.errors import DeviceError
@@ -59,8 +59,8 @@ def status_of(device: AdbDevice) -> DeviceStatus:
 
 
 def _ask_shell(device: AdbDevice, status: DeviceStatus) -> DeviceStatus:
-    battery = device.shell("dumpsys battery").stdout
-    thermal = device.shell("dumpsys thermalservice").stdout
+    battery = device.shell("dumpsys battery", LIST_TIMEOUT_S).stdout
+    thermal = device.shell("dumpsys thermalservice", LIST_TIMEOUT_S).stdout
     charge = re.search(r"^\s*level: (\d+)", battery, re.MULTILINE)
     charging = re.search(r"^\s*status: (\d+)", battery, re.MULTILINE)
     heat = re.search(r"Thermal Status: (\d+)", thermal)

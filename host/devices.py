@@ -284,7 +284,7 @@ def open_device(target: Target, *, time_factor: float | None = None) -> DeviceSe
 
 def no_device(target: Target, attached: Sequence[str]) -> UserError:
     """The error for a target that no attached device meets."""
-    from host.adb import attach_hint  # adbutils takes a while; --mock goes without
+    from host.attached import attach_hint  # adbutils takes a while; --mock goes without
 
     wanted = " for " + (target.serial or target.soc) if target.serial or target.soc else ""
     listing = "attached: " + "; ".join(attached) if attached else "nothing is attached"

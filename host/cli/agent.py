@@ -146,6 +146,6 @@ def make_bundle(
 
 
 def _find(wanted: str) -> AdbDevice:
-    from host.adb import find_device
+    from host.attached import find_device
 
     return find_device(wanted)

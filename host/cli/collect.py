@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     ) -> int:
         """Fetch results that a device kept when its host or cable went away."""
         from host import collect as collecting
-        from host.adb import find_device
+        from host.attached import find_device
         from host.errors import ExitCode, RunStatus, UserError
 
         target = find_device(device)

@@ -15,10 +15,10 @@ def register(app: typer.Typer) -> None:
         json_output: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
     ) -> None:
         """List devices behind adb: SoC, charge, heat, who uses them, agent, sensors."""
-        from host.adb import list_devices
+        from host.attached import at_once, list_devices
         from host.device_status import status_of
 
-        rows = [status_of(device) for device in list_devices()]
+        rows = at_once(status_of, list_devices())
         if json_output:
             print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
             return

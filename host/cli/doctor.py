@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 def _device(wanted: str, json_output: bool) -> None:
     from host import config, first_contact
-    from host.adb import find_device
+    from host.attached import find_device
 
     report = first_contact.ask(find_device(wanted))
     cache = config.cache_dir(config.resolve()["cache_dir"].value)

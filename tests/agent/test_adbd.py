@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from host.adb import AdbDevice, AdbServer, binary, identify
+from host.adb import AdbDevice, AdbServer, binary
+from host.attached import identify
 from host.emulate import EmulatedPhone
 
 

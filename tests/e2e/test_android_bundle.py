@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from host import bundle
-from host.adb import AdbDevice, AdbServer, identify
+from host.adb import AdbDevice, AdbServer
+from host.attached import identify
 from host.bench import plan
 from host.bench.plan import Profile
 from host.bench.prepare import ModelInput

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from host import adb
-from host.adb import AdbDevice, AdbServer, explain, find_device, list_devices
+from host.adb import AdbDevice, AdbServer, explain
+from host.attached import find_device, list_devices
 from host.emulate import EmulatedPhone
 from host.errors import DeviceError, FailureClass
 

@@ -13,7 +13,8 @@ import pytest
 
 from host import deploy, install, lease
 from host import layers as archives
-from host.adb import AdbDevice, AdbServer, identify
+from host.adb import AdbDevice, AdbServer
+from host.attached import identify
 from host.cli import main
 from host.client import AgentClient
 from host.emulate import EmulatedPhone
