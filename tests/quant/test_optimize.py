@@ -13,7 +13,7 @@ from quant.artifact import open_artifact
 from quant.errors import UserError
 from quant.htp.options import HtpOptions, RunSettings
 from quant.htp.package import PackageRequest, package
-from quant.htp.search import OBJECTIVES, Space, parse_objectives
+from quant.htp.search import OBJECTIVES, Candidate, Search, Space, parse_objectives
 from quant.htp.soc import get_soc
 from quant.optimize import optimize_artifact
 
@@ -228,15 +228,16 @@ def test_another_spelling_of_the_same_work_is_not_faster(tmp_path):
     assert done.chosen is done.baseline
 
 
-def test_options_that_are_searched(spilling, tmp_path):
-    done = optimize_artifact(
-        spilling,
-        tmp_path / "o.qnn",
-        parse_objectives("memory"),
-        space=Space(rewrites=False, strips=False, vtcm="off"),
-    )
-    names = {t.name for t in done.trials}
-    assert names == {
-        "as given", "finalization_mode=1", "finalization_mode=2", "finalization_mode=3",
-        "spill_fill_buffer=True", "priority=high",
+def test_options_that_are_searched(tmp_path):
+    given = HtpOptions(finalization_mode=3)
+    search = Search(tmp_path, (get_soc("sm8650"),), parse_objectives("memory"), given, print)
+
+    def names(space: Space) -> set[str]:
+        return {Candidate(o).describe(given) for o in search._options(space)}
+
+    assert names(Space()) == {
+        "finalization_mode=0", "finalization_mode=1", "finalization_mode=2", "vtcm_mb=8",
+        "finalization_mode=0, vtcm_mb=8", "spill_fill_buffer=True", "priority=high",
     }  # fmt: skip
+    assert names(Space(modes=False, vtcm="balanced")) == {"vtcm_mb=4"}
+    assert names(Space(modes=False, vtcm="off")) == set()
