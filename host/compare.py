@@ -1,8 +1,8 @@
 """Which variant to ship. Pure: the runs of one model on one device, and constraints, in.
 
 Constraints come first, then the objective. Of variants that blocks cannot tell apart in the
-objective, the more accurate one is chosen, then the more frugal, then the smaller. Figures of
-different provenance are not ranked.
+objective, the more accurate one is chosen, then the more frugal, then the smaller; each step keeps
+what its own intervals cannot tell from its best. Figures of different provenance are not ranked.
 """
 
 from __future__ import annotations
@@ -172,21 +172,25 @@ def _choose(
     if not break_ties:
         return leader, []
     tied = [s for s in passing if s is leader or _same(s, leader, objective)]
-    best = min(
-        tied,
-        key=lambda s: (
-            *(_cost(s, metric) for metric in TIE_BREAKS if metric != objective),
-            _cost(s, objective),
-        ),
-    )
+    left = tied
+    for metric in TIE_BREAKS:
+        if metric != objective:
+            first = min(left, key=lambda s: _cost(s, metric))
+            left = [s for s in left if s is first or _same(s, first, metric)]
+    best = min(left, key=lambda s: _cost(s, objective))
     return best, [s.name for s in tied if s is not best]
 
 
-def _same(a: Subject, b: Subject, objective: str) -> bool:
-    ratio = _ratio(a, b, objective)
+def _same(a: Subject, b: Subject, metric: str) -> bool:
+    """Whether the blocks, or the intervals where there are none, cannot tell the two apart."""
+    if _value(a, metric) is None or _value(b, metric) is None:
+        return _value(a, metric) is _value(b, metric)
+    ratio = _ratio(a, b, metric)
     if ratio is not None:
         return not ratio.excludes(1)
-    x, y = _estimate(a.figures[objective]), _estimate(b.figures[objective])
+    x, y = _estimate(a.figures[metric]), _estimate(b.figures[metric])
+    if metric == "accuracy":
+        x, y = _with_drop_interval(x, a), _with_drop_interval(y, b)
     return x.low <= y.high and y.low <= x.high
 
 

@@ -40,10 +40,6 @@ def run_bench(folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
     with tempfile.TemporaryDirectory() as tmp:
         session = from_document(run_bench(Path(tmp)))
     console = Console(width=WIDTH, record=True, file=io.StringIO())
@@ -53,6 +49,9 @@ def main() -> None:
     picture.parent.mkdir(parents=True, exist_ok=True)
     save_plot(session, "pareto", picture)
     body = f"\n```\n{table}\n```\n\n![Accuracy against latency](docs/images/pareto.png)\n"
+    readme = ROOT / "README.md"
+    head, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    tail = rest.split(END)[1]
     readme.write_text(head + BEGIN + body + END + tail, encoding="utf-8")
     print(table)
 

@@ -112,6 +112,14 @@ def test_what_blocks_cannot_tell_apart_is_decided_by_accuracy():
     assert compare([FP16, INT8, slower], Constraints()).variant == "int8"
 
 
+def test_an_accuracy_within_its_interval_does_not_decide_but_energy_does():
+    # 0.900 against 0.899, each known to +-0.002: the twin is no more accurate, and costs more.
+    twin = variant("qat", 2.001, 0.900, 0.0, seed=5, energy_mj=2.4)
+    assert compare([INT8, twin], Constraints()).variant == "int8"
+    frugal = variant("qat", 2.001, 0.898, 0.002, seed=5, energy_mj=1.6)
+    assert compare([INT8, frugal], Constraints()).variant == "qat"
+
+
 def test_mixed_provenance_is_not_ranked():
     emulated = variant("int4", 1.0, source=Provenance.EMULATED_DEVICE)
     found = compare([FP16, INT8, emulated], Constraints())
