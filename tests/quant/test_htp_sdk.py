@@ -10,6 +10,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from quant.artifact import open_artifact
+from quant.build import BuildRequest, build
 from quant.errors import ToolchainError, UserError
 from quant.htp.compile import compile_context
 from quant.htp.emulator import HtpEmulator
@@ -147,6 +149,27 @@ def test_the_wrapper_made_for_a_foreign_context_runs(sdk, tmp_path):
     feeds = [{"x": np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)}]
     with HtpEmulator(real.context_onnx) as one, HtpEmulator(done.context_onnx) as two:
         np.testing.assert_array_equal(one.run(feeds)[0]["y"], two.run(feeds)[0]["y"])
+
+
+def test_a_build_for_a_device_that_runs_the_sdk_is_compiled_by_it(sdk, tmp_path):
+    _, real = prepare(sdk, tmp_path)
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(4, 3, 3, 3)).astype(np.float32) * 0.1}
+    conv = [helper.make_node("Conv", ["x", "w"], ["y"], "conv")]
+    model = save(tmp_path / "float.onnx", conv, weights, [1, 4, 6, 6])
+    request = BuildRequest(
+        model, "int8", "sm8650", tmp_path / "cache", emulator_samples=1, backend="qairt"
+    )
+    artifact = open_artifact(build(request, lambda stage, seconds: None).artifact)
+    toolchain = artifact.soc("sm8650")["toolchain"]
+    assert toolchain == {"backend": "qairt-sdk", "qairt": real.info.build_id}
+    assert artifact.read("contexts/sm8650/context.bin") == real.context_bin.read_bytes()
+    assert build(request, lambda stage, seconds: None).cached
+    # Another compiler, or another SDK, is another artifact.
+    generator = sdk / "bin" / "x86_64-linux-clang" / "qnn-context-binary-generator"
+    generator.write_text(generator.read_text() + "# of another version\n")
+    again = build(request, lambda stage, seconds: None)
+    assert not again.cached and again.artifact != artifact.path
 
 
 def test_refusal_and_death(sdk, tmp_path):
