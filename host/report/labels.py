@@ -45,13 +45,15 @@ def place_labels(
         marker: radius around each point that no label may cover.
         lines: thin boxes, such as whiskers, that a label had better not cross.
 
-    The line that leads from a label to its point crosses no other label where that can be had.
+    The line that leads from a label to its point crosses no other label and no other point where
+    that can be had.
 
     Only the first len(sizes) points get a label; the others are just in the way.
     Returns one Placed per label. Where no free place exists the least covered one is taken.
     """
     order = sorted(range(len(sizes)), key=lambda i: -_crowd(points, i))
-    taken: list[Box] = [(x - marker, y - marker, x + marker, y + marker) for x, y in points]
+    markers: list[Box] = [(x - marker, y - marker, x + marker, y + marker) for x, y in points]
+    taken = list(markers)
     placed: dict[int, Placed] = {}
     leaders: list[tuple[float, float, float, float]] = []
     labels: list[Box] = []
@@ -74,7 +76,10 @@ def place_labels(
                 cost += sum(0.3 for line in lines if _covered(box, line)) + ring * 0.02
                 cost += sum(2.0 for leader in leaders if _crosses(leader, box))
                 if ring:
-                    cost += sum(2.0 for label in labels if _crosses((x, y, cx, cy), label))
+                    leader = (x, y, cx, cy)
+                    cost += sum(2.0 for label in labels if _crosses(leader, label))
+                    others = (m for k, m in enumerate(markers) if k != index)
+                    cost += sum(1.0 for other in others if _crosses(leader, other))
                 if best is None or cost < best[0]:
                     best = (cost, Placed(cx, cy, ring > 0), box)
             if best is not None and best[0] < 0.3:

@@ -169,7 +169,7 @@ def bars(session: SessionReport) -> Figure | None:
     panel = 0.24 * len(names) + 0.95
     figure, body = canvas(session, "bars", 12.0, rows * panel, chart.caption)
     width, height = figure.get_size_inches()
-    left, gap = 1.95, 0.32
+    left, gap = 1.95, 0.42
     each = (width - left - 0.25 - gap * (columns - 1)) / columns
     for index, axis in enumerate(chart.axes):
         row, column = divmod(index, columns)
