@@ -15,11 +15,13 @@ its inputs in memory, and `two_lengths_io` with qnn-net-run, which reads files f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -214,7 +216,7 @@ class NetRunRuntime:
     def kill(self) -> None:
         child = self._child
         if child is not None:
-            child.kill()
+            _kill(child)
 
     def _loaded(self) -> Context:
         if self._context is None:
@@ -283,6 +285,7 @@ class NetRunRuntime:
                     stdout=log,
                     stderr=log,
                     env=qnn_tools.environment(self._tools, os.environ),
+                    start_new_session=True,
                 )
             except OSError as error:
                 raise DeviceFailure(f"{tool} cannot be started: {error.strerror}") from error
@@ -324,7 +327,7 @@ class NetRunRuntime:
             elif not why and limit_ns and elapsed_ns > limit_ns:
                 why = "overdue"
             if why:
-                child.kill()
+                _kill(child)
             peak = max(peak, _resident(child.pid) + dma_buffer_bytes(self._device_root, child.pid))
         return ended[0], peak, why
 
@@ -355,6 +358,12 @@ def two_lengths(short_ns: int, long: tuple[int, int], count: int, timer: str) ->
     length_ns = inside * latency_ns
     first = round((start_ns + end_ns - length_ns) / 2)
     return Block(inside, first, round(first + length_ns), None, _method(timer))
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """The tool and whatever it has started: its session is its own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _method(timer: str) -> str:

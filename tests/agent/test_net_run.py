@@ -7,6 +7,7 @@ import math
 import signal
 import stat
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -341,11 +342,21 @@ def test_a_stand_ins_output_never_passes_on_silicon(tools, context, tmp_path, em
         runtime.load(context)
 
 
-def test_stopping_ends_the_tool(runtime, tools, context):
+def test_stopping_ends_the_tool_and_what_it_has_started(runtime, tools, context, tmp_path):
     runtime.load(context)
-    tools.behave(latency_s=60.0)
-    block = runtime.run_block([FEED], QUICK, lambda: True)
+    mark = tmp_path / "pid"
+    script = f"#!/bin/sh\nsleep 600 &\necho $! > {mark}\nwait\n"
+    runtime.run_block([FEED], QUICK, lambda: False)  # the throughput tool has been chosen
+    (tools.folder / "qnn-throughput-net-run").write_text(script)
+    block = runtime.run_block([FEED], QUICK, lambda: mark.exists() and bool(mark.read_text()))
     assert block.inferences == 0
+    command = Path(f"/proc/{mark.read_text().strip()}/cmdline")
+    for _ in range(500):  # the kernel takes its moment
+        if not command.exists() or not command.read_bytes():
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("what the tool has started lives on")
 
 
 def test_a_profile_is_the_tools_own_log(runtime, tools, context):
