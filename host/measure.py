@@ -72,6 +72,7 @@ def assess(data: RunData, provenance: Provenance, limits: Limits) -> Assessment:
     energy = summarize(windows) if windows else None
     findings = broken_rules(Evidence(data, limits, block_us, latency, trace, energy))
     run_reasons = [f.reason for f in findings if f.scope is Scope.RUN]
+    time_reasons = [f.reason for f in findings if f.scope is Scope.TIME]
     power_reasons = [f.reason for f in findings if f.scope is Scope.POWER]
     figures = [
         *_latency_figures(data, latency, provenance),
@@ -88,6 +89,8 @@ def assess(data: RunData, provenance: Provenance, limits: Limits) -> Assessment:
         reasons = (
             list(run_reasons) if figure.metric in of_blocks or "latency" in figure.metric else []
         )
+        if figure.metric in of_blocks or "latency" in figure.metric:
+            reasons += time_reasons
         if figure.metric in POWER_METRICS:
             reasons += power_reasons
         if reasons and figure.valid:

@@ -252,18 +252,23 @@ def soc_entry(compiled: Compiled) -> dict[str, Any]:
     }
 
 
+def interface_json(model: Model, model_type: str) -> dict[str, Any]:
+    """The manifest's entry of the model."""
+    return {
+        "name": model.name,
+        "fingerprint": model.fingerprint,
+        "model_type": model_type,
+        "inputs": [_spec(s) for s in model.inputs],
+        "outputs": [_spec(s) for s in model.outputs],
+    }
+
+
 def _manifest(contents: ArtifactContents) -> dict[str, Any]:
     task = contents.task
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "model": {
-            "name": contents.model.name,
-            "fingerprint": contents.model.fingerprint,
-            "model_type": task.model_type,
-            "inputs": [_spec(s) for s in contents.model.inputs],
-            "outputs": [_spec(s) for s in contents.model.outputs],
-        },
+        "model": interface_json(contents.model, task.model_type),
         "task": {
             "name": task.name,
             "fingerprint": task.fingerprint,

@@ -32,15 +32,17 @@ from quant.figures import Provenance
 from quant.htp.device_model import device_model_block
 from quant.htp.emulator import HtpEmulator
 from quant.htp.options import HtpOptions
+from quant.htp.package import SAME_GRAPH
 from quant.htp.sdk import backend_identity, choose_compiler
 from quant.htp.soc import get_soc
-from quant.methods.grammar import Variant, export, parse_methods, quantize
-from quant.model import Model, load, save
+from quant.methods.grammar import AS_IS, Variant, export, parse_variant, quantize
+from quant.model import Model, load, load_graph, save
 from quant.npz import npz_bytes
 from quant.task import Task, load_task
 from quant.train import session as training
 
 GOLDEN_SAMPLES = 4
+FLOAT = "the float model"
 
 StageCallback = Callable[[str, float], None]
 
@@ -89,7 +91,7 @@ class BuildResult:
 
 def artifact_path(request: BuildRequest, model: Model, task: Task) -> Path:
     """Where the cache keeps the artifact of this request."""
-    (variant,) = parse_methods(request.variant)
+    variant = parse_variant(request.variant)
     name = cache.key(
         {
             "files": referenced_files([step.options for step in variant.steps]),
@@ -135,14 +137,17 @@ def build(request: BuildRequest, on_stage: StageCallback) -> BuildResult:
         on_stage(name, stages[name])
 
     with stage("load"):
-        model = load(request.model_path, input_shapes=dict(request.input_shapes))
+        if request.variant == AS_IS.canonical:
+            model, _ = load_graph(request.model_path, request.input_shapes)
+        else:
+            model = load(request.model_path, input_shapes=request.input_shapes)
         task = load_task(
             request.task_path, model, model_type=request.model_type, metric=request.metric
         )
     target = artifact_path(request, model, task)
     if cached_artifact(request, model, task) is not None:
         return BuildResult(target, True, {})
-    (variant,) = parse_methods(request.variant)
+    variant = parse_variant(request.variant)
     target.parent.mkdir(parents=True, exist_ok=True)
     progress = training.told(lambda text: on_stage(text, 0.0))
     trained_in = training.Session(request.cache_dir / "training", progress)
@@ -170,12 +175,14 @@ def _build(
         compile_for = choose_compiler(request.backend)
         compiled = compile_for(model_onnx, soc, request.htp, tmp / "compiled")
     with stage("evaluate_ort"):
-        reference = float_outputs(request.cache_dir, model, task)
         ort_outputs = run_ort(model_onnx, task)
-        evaluations = {
-            "float": evaluate_outputs(task, reference, reference, Provenance.ORT_CPU),
-            "ort_cpu": evaluate_outputs(task, reference, ort_outputs, Provenance.ORT_CPU),
-        }
+        evaluations = {}
+        if variant == AS_IS:  # what it was before it was quantized is not known
+            reference = ort_outputs
+        else:
+            reference = float_outputs(request.cache_dir, model, task)
+            evaluations["float"] = evaluate_outputs(task, reference, reference, Provenance.ORT_CPU)
+        evaluations["ort_cpu"] = evaluate_outputs(task, reference, ort_outputs, Provenance.ORT_CPU)
     with stage("evaluate_htp"):
         n = min(request.emulator_samples, len(task))
         feeds = [task.feed(model, i) for i in range(n)]
@@ -194,7 +201,10 @@ def _build(
         contexts={soc.id: compiled},
         quantized=quantized,
         goldens={soc.id: (feeds[:golden], htp_outputs[:golden])},
-        quality={name: quality_json(e) for name, e in evaluations.items()},
+        quality={
+            name: quality_json(e, FLOAT if "float" in evaluations else SAME_GRAPH)
+            for name, e in evaluations.items()
+        },
         scores={name: e.scores for name, e in evaluations.items()},
         device_model={soc.id: device_model_block(model_onnx, soc, compiled)},
         htp_options=request.htp,
@@ -226,9 +236,13 @@ def float_outputs(cache_dir: Path, model: Model, task: Task) -> list[Outputs]:
     return outputs
 
 
-def quality_json(e: Evaluation) -> dict[str, Any]:
-    """An evaluation as the manifest keeps it (its scores are in quality/scores.npz)."""
+def quality_json(e: Evaluation, reference: str = FLOAT) -> dict[str, Any]:
+    """An evaluation as the manifest keeps it (its scores are in quality/scores.npz).
+
+    `reference`: what SQNR and agreement compare with, in words.
+    """
     return {
+        "reference": reference,
         "provenance": e.engine.value,
         "n": e.n,
         "metric": e.metric,

@@ -67,25 +67,32 @@ def load(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = Non
     Raises UserError for a missing, truncated or foreign file, a dynamic input, NaN or Inf weights
     (named), an opset below 11, an empty graph, or an already quantized one.
     """
+    model, quantized = load_graph(path, input_shapes or {})
+    if quantized:
+        raise UserError(
+            f"{Path(path).name} is already quantized: it holds QuantizeLinear or integer "
+            "operators.",
+            "Give the float model to quantize; `qhost bench --model-path` measures this one as is.",
+        )
+    return model
+
+
+def load_graph(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> tuple[Model, bool]:
+    """The model at `path`, as `load` reads it, and whether it is already quantized."""
     path = Path(path)
     if path.suffix in {".pt2", ".pt", ".pth"}:
         from quant.torch_import import load_torch
 
-        proto = load_torch(path, input_shapes or {})
-        input_shapes = None
+        proto = load_torch(path, input_shapes)
+        input_shapes = {}
     else:
         proto = _io.read_proto(path)
     # Exporters write <what it is>/model.onnx: the folder then tells more than the file.
     name = path.stem if path.stem != "model" else path.resolve().parent.name
     graph = _io.to_ir(_io.convert_opset(proto, path.name), path.name)
-    _io.fix_input_shapes(graph, input_shapes or {}, path.name)
+    _io.fix_input_shapes(graph, input_shapes, path.name)
     _io.check_content(graph, path.name)
-    if _io.is_quantized(graph):
-        raise UserError(
-            f"{path.name} is already quantized: it holds QuantizeLinear or integer operators.",
-            "Give the float model to quantize; `qhost bench --model-path` measures this one as is.",
-        )
-    return wrap(graph, name)
+    return wrap(graph, name), _io.is_quantized(graph)
 
 
 def save(model: Model, path: Path) -> None:

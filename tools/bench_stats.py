@@ -359,7 +359,12 @@ def levels() -> Table:
 
 def rules() -> Table:
     """The validity rules, as `host.stats.validity` has them."""
-    effect = {Scope.RUN: "run invalid", Scope.POWER: "power invalid", Scope.WARNING: "warning"}
+    effect = {
+        Scope.RUN: "run invalid",
+        Scope.TIME: "time and power invalid",
+        Scope.POWER: "power invalid",
+        Scope.WARNING: "warning",
+    }
     rows = [(f"`{r.name}`", r.wants, effect[r.scope], r.advice) for r in RULES]
     return Table("rules", ("rule", "wants", "otherwise", "what to do"), tuple(rows), align="---")
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from host.stats.accuracy import accuracy_interval
 from host.stats.paired import accuracy_drop
 from quant.artifact import Artifact
+from quant.build import FLOAT
 from quant.figures import METRICS, Figure, Provenance
 from quant.metrics import METRICS as TASK_METRICS
 from quant.metrics import Metric
@@ -31,7 +32,8 @@ def static_figures(artifact: Artifact, soc: str, seed: int) -> list[Figure]:
             figures += quality_figures(quality[engine.value], own, seed)
     compiled = artifact.soc(soc)
     for name in COMPILER_METRICS:
-        figures.append(_exact(name, compiled["figures"][name], Provenance.COMPILER))
+        if name in compiled["figures"]:  # a bare context does not carry them
+            figures.append(_exact(name, compiled["figures"][name], Provenance.COMPILER))
     for name, value in (
         ("model_size_bytes", compiled["context_bytes"]),
         ("download_bytes", compiled["download_bytes"]),
@@ -42,8 +44,10 @@ def static_figures(artifact: Artifact, soc: str, seed: int) -> list[Figure]:
 
 
 def quality_figures(quality: Mapping[str, Any], scores: Scores | None, seed: int) -> list[Figure]:
-    """Of one engine. Without labels the accuracy is the agreement with the float model."""
+    """Of one engine. Without labels the accuracy is the agreement with the reference, which is
+    the float model, or the same graph in onnxruntime where that is not known."""
     provenance, n = Provenance(quality["provenance"]), int(quality["n"])
+    reference = quality.get("reference", FLOAT)
     metric = TASK_METRICS.get(str(quality["metric"]))
     if metric is None or scores is None:
         accuracy = Figure(
@@ -52,7 +56,7 @@ def quality_figures(quality: Mapping[str, Any], scores: Scores | None, seed: int
             METRICS["accuracy"].unit,
             provenance,
             n,
-            reason="agreement with the float model: no labels",
+            reason=f"agreement with {reference}: no labels",
         )
     else:
         estimate = accuracy_interval(scores, metric.aggregate, seed=seed)
@@ -68,6 +72,7 @@ def quality_figures(quality: Mapping[str, Any], scores: Scores | None, seed: int
     figures = [accuracy]
     for name in ("sqnr_db", "agreement"):
         absent = quality[name] is None
+        against = "" if reference == FLOAT else f"against {reference}"
         figures.append(
             Figure(
                 name,
@@ -75,7 +80,7 @@ def quality_figures(quality: Mapping[str, Any], scores: Scores | None, seed: int
                 METRICS[name].unit,
                 provenance,
                 n,
-                reason="outputs are equal to the float model's" if absent else "",
+                reason=f"outputs are equal to those of {reference}" if absent else against,
             )
         )
     return figures

@@ -76,8 +76,7 @@ class JobVariant:
 
     @classmethod
     def of(cls, variant: Variant) -> JobVariant:
-        names = tuple(step.method for step in variant.steps)
-        return cls(variant.canonical, names, variant.options_json)
+        return cls(variant.canonical, variant.methods, variant.options_json)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,16 @@ from host.devices import Target
 from host.errors import UserError, unknown_name
 from quant.artifact import Artifact, open_artifact
 from quant.build import BuildRequest
+from quant.htp.adopt import adopt_context
 from quant.htp.options import RunSettings
 from quant.htp.soc import Soc
 from quant.methods import METHODS
-from quant.methods.grammar import Variant
+from quant.methods.grammar import AS_IS, Variant
 from quant.metrics import METRICS as TASK_METRICS
-from quant.model import Model, load
+from quant.model import Model, load_graph
 from quant.task import Task, load_task
 
+AS_IS_NOTE = "already quantized: run as it is; --methods do not apply to it"
 THERMAL_SITES = ("npu", "cpu", "gpu", "ddr", "skin", "battery")
 
 
@@ -109,11 +111,21 @@ class PreparedModel:
 
 @dataclass(frozen=True)
 class PreparedArtifact:
-    """A finished .qnn: it is run as it is, and is its own only variant."""
+    """A finished .qnn or context: it is run as it is, and is its own only variant."""
 
     identity: Identity
     variants: tuple[JobVariant, ...]
     artifact: Artifact
+    source: ModelInput
+
+    def require(self, soc: str) -> None:
+        """Raise UserError where it has no context for `soc`."""
+        if soc not in self.artifact.socs:
+            raise UserError(
+                f"{self.source.path.name} has no context for {soc}, only for "
+                f"{', '.join(self.artifact.socs)}.",
+                f"Compile the model for {soc}.",
+            )
 
     @property
     def perf_profile(self) -> str:
@@ -127,21 +139,21 @@ def prepare(config: BenchConfig) -> tuple[Prepared, ...]:
     """Load every model and task, open every artifact; UserError for the first that does not fit."""
     out: list[Prepared] = []
     for source in config.models:
-        if source.path.suffix == ".qnn":
+        if source.path.suffix in {".qnn", ".bin"}:
             if config.device_accuracy:
                 raise UserError(
-                    f"{source.path.name} is a finished artifact: it holds no labelled samples to "
-                    "run on the device.",
+                    f"{source.path.name} is finished: it holds no labelled samples to run on the "
+                    "device.",
                     "Leave out --device-accuracy, or bench the model it was made from.",
                 )
-            out.append(_prepare_artifact(source))
+            out.append(_prepare_artifact(source, config.cache_dir))
         else:
             out.append(_prepare_model(source, config))
     return _distinct(out, [source.path for source in config.models])
 
 
 def _prepare_model(source: ModelInput, config: BenchConfig) -> PreparedModel:
-    model = load(source.path, input_shapes=config.input_shapes)
+    model, quantized = load_graph(source.path, config.input_shapes)
     task = load_task(source.task_path, model, model_type=source.model_type, metric=source.metric)
     identity = Identity(
         model.name,
@@ -150,19 +162,23 @@ def _prepare_model(source: ModelInput, config: BenchConfig) -> PreparedModel:
         task.fingerprint,
         task.metric.name if task.metric else "agreement",
         task.metric.higher_is_better if task.metric else True,
-        (*task.notes, *([source.note] if source.note else [])),
+        (*task.notes, *filter(None, [source.note, AS_IS_NOTE if quantized else ""])),
     )
-    variants = tuple(JobVariant.of(v) for v in config.variants)
+    variants = tuple(JobVariant.of(v) for v in ([AS_IS] if quantized else config.variants))
     return PreparedModel(identity, variants, source, model, task)
 
 
-def _prepare_artifact(source: ModelInput) -> PreparedArtifact:
+def _prepare_artifact(source: ModelInput, cache_dir: Path) -> PreparedArtifact:
+    """A finished .qnn, or a context binary, which becomes one in the cache."""
     if source.task_path is not None or source.metric is not None:
         raise UserError(
-            f"{source.path.name} is a finished artifact: --task and --metric do not apply to it.",
-            "It carries the accuracy it was built with.",
+            f"{source.path.name} is finished: --task and --metric do not apply to it.",
+            "A .qnn carries the accuracy it was built with; a bare context has none.",
         )
-    artifact = open_artifact(source.path)
+    if source.path.suffix == ".bin":
+        artifact = adopt_context(source.path, cache_dir, model_type=source.model_type)
+    else:
+        artifact = open_artifact(source.path)
     with tempfile.TemporaryDirectory(prefix="qhost-contexts-") as temp:
         for soc in artifact.socs:
             artifact.read_context(soc, Path(temp))  # refuses one that belongs to another SoC
@@ -180,10 +196,10 @@ def _prepare_artifact(source: ModelInput) -> PreparedArtifact:
     )
     variant = JobVariant(
         artifact.variant,
-        tuple(str(step["method"]) for step in options),
+        tuple(str(step["method"]) for step in options) or (artifact.variant,),
         json.dumps(options, sort_keys=True, separators=(",", ":")),
     )
-    return PreparedArtifact(identity, (variant,), artifact)
+    return PreparedArtifact(identity, (variant,), artifact, source)
 
 
 def _distinct(prepared: list[Prepared], paths: list[Path]) -> tuple[Prepared, ...]:

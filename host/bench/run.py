@@ -321,7 +321,7 @@ class _Bench:
     def _build(self, builder: Builder, job: Job, p: Prepared) -> Built | BuildFailure:
         soc = self.device.info.soc
         if isinstance(p, PreparedArtifact):
-            p.artifact.soc(soc)  # refused here when it has no context for this device
+            p.require(soc)
             return Built(p.artifact.path, True, {})
         request = p.request(self.config, job.variant.canonical, soc, self.device.info.compiler)
         start = time.perf_counter()
@@ -406,16 +406,19 @@ class _Bench:
     # Ending --------------------------------------------------------------------------------
 
     def _measure(self, jobs: Iterable[Job], of_runs: Mapping[str, Sequence[str]]) -> None:
+        info = self.device.info
         for job in jobs:
             data = self.store.run_data(job.run_id)
+            artifact = self.artifacts[job.run_id]
+            time_model = artifact.manifest["device_model"].get(info.soc, {})
             limits = Limits(
                 self.profile.min_inferences,
                 self.profile.min_s,
                 allow_throttling=self.profile.contiguous,
                 cooldown_failure="; ".join(c.message for c in data.cooldowns if c.timed_out),
+                partial_time=info.emulated and bool(time_model.get("partial")),
             )
-            result = assess(data, self.device.info.provenance, limits)
-            artifact = self.artifacts[job.run_id]
+            result = assess(data, info.provenance, limits)
             baseline = self._baseline(job)
             drops = drop_figures(
                 artifact, self.artifacts[baseline] if baseline else None, self.config.seed

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         model_path: Annotated[
             list[Path] | None,
             typer.Option(
-                help="Model (.onnx, .pt2, .pt) or artifact (.qnn); repeatable. "
+                help="Model (.onnx, .pt2, .pt), artifact (.qnn) or context (.bin); repeatable. "
                 "Without it: the shipped sample."
             ),
         ] = None,

@@ -1,7 +1,7 @@
 """The rules that say whether a run's figures may be used: one table.
 
-A rule that fails for the whole run makes it `invalid`; a rule about power makes only power and
-energy invalid; a rule that only warns tells the user what to do next. Nothing is ever dropped.
+A rule that fails for the whole run makes it `invalid`; a rule about time or power makes only those
+figures invalid; a rule that only warns tells the user what to do next. Nothing is ever dropped.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ DISCHARGING = 0.0
 
 class Scope(StrEnum):
     RUN = "run"  # the run is invalid
+    TIME = "time"  # latency, throughput, power and energy are invalid
     POWER = "power"  # power and energy are invalid
     WARNING = "warning"  # the figures stand; the user should know
 
@@ -47,6 +48,7 @@ class Limits:
     min_blocks: int = MIN_BLOCKS
     allow_throttling: bool = False  # profile `sustained` wants the steady, throttled state
     cooldown_failure: str = ""  # why the cooldown gate gave up; empty: it did not
+    partial_time: bool = False  # an emulated device's time leaves the arithmetic out
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,15 @@ def _throttled(e: Evidence) -> str:
     if not blocks or e.limits.allow_throttling:
         return ""
     return f"throttled in {len(blocks)} of {len(e.data.blocks)} blocks"
+
+
+def _partial_time(e: Evidence) -> str:
+    if not e.limits.partial_time:
+        return ""
+    return (
+        "a bare context does not tell its arithmetic, so the emulated device's time is only a "
+        "lower bound"
+    )
 
 
 def _cooldown(e: Evidence) -> str:
@@ -312,7 +323,7 @@ def _hot_start(e: Evidence) -> str:
     return f"{name} differs by {worst:.0f} C between the starts of blocks"
 
 
-_RUN, _POWER, _WARN = Scope.RUN, Scope.POWER, Scope.WARNING
+_RUN, _TIME, _POWER, _WARN = Scope.RUN, Scope.TIME, Scope.POWER, Scope.WARNING
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -344,6 +355,10 @@ RULES: tuple[Rule, ...] = (
         "clock_changed", _RUN, _clock,
         f"an NPU clock within {CLOCK_CHANGE:.0%} between blocks, where it can be read",
         "Fix the clock: --perf-profile burst.",
+    ),
+    Rule(
+        "partial_time", _TIME, _partial_time, "a graph to predict from, on an emulated device",
+        "Bench the model or its .qnn, or run it on a device.",
     ),
     Rule(
         "charging", _POWER, _charging, "a discharging battery, where power is read at it",

@@ -32,12 +32,18 @@ from onnx import TensorProto
 
 from quant.errors import UserError
 from quant.htp.compile import Compiled
+from quant.htp.inspect import ContextInfo
 from quant.htp.soc import Soc
 
 BASIS = (
     "predicted: a prior from published device times (39 models, SM8650 and SM8750) on the "
     "compiler's static figures; not measured; expect errors of tens of percent; load times and "
     "memory are assumptions"
+)
+
+PARTIAL_BASIS = (
+    "predicted, and only a lower bound: a bare context does not tell its arithmetic, so this is "
+    "the fixed cost, the weights read once, and inputs and outputs; not measured"
 )
 
 FIXED_US = 38.0
@@ -202,17 +208,39 @@ def _io_bytes(graph: _Graph) -> int:
 
 def device_model_block(onnx_path: Path, soc: Soc, compiled: Compiled) -> dict[str, Any]:
     """The manifest's `device_model` block of one SoC; JSON-ready, times in microseconds."""
-    figures, context_bytes = compiled.figures, compiled.context_bin.stat().st_size
-    work = count_work(onnx_path)
+    return _block(
+        count_work(onnx_path),
+        compiled.figures.ddr_total_bytes,
+        compiled.context_bin.stat().st_size,
+        compiled.info,
+        soc,
+    )
+
+
+def context_only_block(
+    context_bytes: int, io_bytes: int, info: ContextInfo, soc: Soc
+) -> dict[str, Any]:
+    """The block of a context whose graph is not known: a lower bound, marked `partial`.
+
+    Its arithmetic cannot be counted, and of DDR traffic only that the weights are read once.
+    """
+    work = GraphWork({}, 0, 0, io_bytes)
+    block = _block(work, context_bytes + io_bytes, context_bytes, info, soc)
+    return {**block, "basis": PARTIAL_BASIS, "partial": True}
+
+
+def _block(
+    work: GraphWork, ddr_bytes: int, context_bytes: int, info: ContextInfo, soc: Soc
+) -> dict[str, Any]:
     scale = soc.latency_vs_sm8650
     hmx = sum(HMX_US_PER_GMAC[bits] * macs / 1e9 for bits, macs in work.dense_macs.items())
     hvx = HVX_US_PER_MB * work.vector_bytes / 1e6
-    ddr = DDR_US_PER_MB * max(0, figures.ddr_total_bytes - work.io_bytes) / 1e6
+    ddr = DDR_US_PER_MB * max(0, ddr_bytes - work.io_bytes) / 1e6
     io = IO_US_PER_MB * work.io_bytes / 1e6
     parts = {"fixed": FIXED_US, "hmx": hmx, "hvx": hvx, "weights_ddr": ddr, "io": io}
     latency = {name: round(us * scale, 3) for name, us in parts.items()}
     total = sum(latency.values())
-    spill = sum(g.spill_fill_bytes for g in compiled.info.graphs)
+    spill = sum(g.spill_fill_bytes for g in info.graphs)
     return {
         "basis": BASIS,
         "scale_basis": f"x{scale} of SM8650: {soc.ratio_basis} (n = {soc.ratio_n})",
@@ -231,7 +259,7 @@ def device_model_block(onnx_path: Path, soc: Soc, compiled: Compiled) -> dict[st
             "depthwise_macs": work.depthwise_macs,
             "hmx_share": round(latency["hmx"] / total, 4),
             "hvx_share": round(latency["hvx"] / total, 4),
-            "ddr_bytes": figures.ddr_total_bytes,
+            "ddr_bytes": ddr_bytes,
         },
         "memory_bytes": RUNTIME_BYTES + context_bytes + spill + work.io_bytes,
         "load_s": {

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from quant import _io
 from quant.artifact import Artifact, ArtifactContents, write_artifact
 from quant.errors import ToolchainError, UserError
 from quant.evaluate import evaluate_outputs, run_ort
@@ -22,13 +21,15 @@ from quant.htp.options import HtpOptions, RunSettings
 from quant.htp.soc import Soc
 from quant.htp.sparse import compress_weights
 from quant.methods import Quantized
-from quant.model import Model, load, save, wrap
+from quant.methods.grammar import AS_IS
+from quant.model import load_graph, save
 from quant.task import load_task
 
 Compiler = Callable[[Path, Soc, HtpOptions, Path], Compiled]
 
+SAME_GRAPH = "onnxruntime on the same graph"
 # What an artifact says of a graph that no method of ours made.
-AS_IS_FLOAT, AS_IS_QUANTIZED = "fp16", "as-is"
+AS_IS_FLOAT, AS_IS_QUANTIZED = "fp16", AS_IS.canonical
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,6 @@ class SocResult:
     sqnr_db: float | None = None
     context_bytes: int = 0
     hint: str = ""
-
-
-def load_graph(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> tuple[Model, bool]:
-    """The model at `path`, float or already quantized, and whether it is quantized."""
-    if path.suffix in {".pt2", ".pt", ".pth"}:
-        return load(path, input_shapes=input_shapes), False
-    name = path.stem if path.stem != "model" else path.resolve().parent.name
-    graph = _io.to_ir(_io.convert_opset(_io.read_proto(path), path.name), path.name)
-    if not _io.is_quantized(graph):
-        return load(path, input_shapes=input_shapes), False
-    _io.fix_input_shapes(graph, input_shapes, path.name)
-    _io.check_content(graph, path.name)
-    return wrap(graph, name), True
 
 
 def package(
@@ -133,7 +121,7 @@ def package(
                     "value": e.value,
                     "sqnr_db": e.sqnr_db,
                     "agreement": e.agreement,
-                    "reference": "onnxruntime on the same graph",
+                    "reference": SAME_GRAPH,
                 }
                 for name, e in evaluations.items()
             },

@@ -46,19 +46,35 @@ class Step:
 
 @dataclass(frozen=True)
 class Variant:
-    """Methods applied in order, each to the result of the one before."""
+    """Methods applied in order, each to the result of the one before; without any, AS_IS."""
 
     steps: tuple[Step, ...]
 
     @property
     def canonical(self) -> str:
-        return "+".join(step.canonical for step in self.steps)
+        return "+".join(step.canonical for step in self.steps) or "as-is"
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(step.method for step in self.steps) or (self.canonical,)
 
     @property
     def options_json(self) -> str:
         """All options, defaults included, as one JSON array in step order."""
         rows = [{"method": s.method, "options": dataclasses.asdict(s.options)} for s in self.steps]
         return json.dumps(rows, sort_keys=True, separators=(",", ":"))
+
+
+# A graph that came quantized is run as it is. Not in the grammar: nobody can ask for it.
+AS_IS = Variant(())
+
+
+def parse_variant(canonical: str) -> Variant:
+    """The variant that `canonical` stands for, AS_IS included."""
+    if canonical == AS_IS.canonical:
+        return AS_IS
+    (variant,) = parse_methods(canonical)
+    return variant
 
 
 def parse_methods(text: str) -> tuple[Variant, ...]:
@@ -100,6 +116,8 @@ def quantize(model: Model, task: Task, variant: Variant) -> Quantized:
     Steps that change the weights of a planned model come after those that make the plan, each
     group in the order written: a plan made later would round away zeros and codebooks.
     """
+    if not variant.steps:
+        return Quantized(model)
     state = Quantized(simplify(model))
     original = state.model
     for step in sorted(variant.steps, key=lambda s: bool(_row(s.method).reweights)):
