@@ -248,8 +248,8 @@ def test_the_power_of_a_run_is_the_external_meters(lab):
     assert seen > 6, "a look at the clock after every block"
     shown = lab.run("trace", "show", "latest", "--db-path", "meter.duckdb").stdout
     assert "Sampler: " in shown and " 0 late" in shown
-    if "known only to" in notes:
-        assert method.startswith("board rail")
+    if method.startswith("board rail"):  # a machine too busy to know the device's clock
+        assert "known only to" in notes
         return
     assert method == "external meter: supply_power (external meter qhost stand-in)"
     assert power == pytest.approx(1234.0, rel=1e-3)
