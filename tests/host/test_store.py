@@ -202,12 +202,14 @@ def test_resume_finds_what_is_done(store):
 
 
 def test_real_and_emulated_sessions_do_not_mix_unasked(store):
-    store.new_session(SESSION)
     mock = replace(SESSION, session_id="s2", emulated=True)
+    store.new_session(SESSION)
+    store.new_session(replace(mock, session_id="s0"))  # s1 never had a device: it is of no kind
+    store.add_device(DeviceRow("s1", "SER1", "SER1", "sm8650", False, "{}"))
     with pytest.raises(UserError, match=r"holds 1 session\(s\) of real devices"):
         store.new_session(mock)
     store.new_session(mock, allow_mixed=True)
-    assert {s.session_id for s in store.sessions()} == {"s1", "s2"}
+    assert {s.session_id for s in store.sessions()} == {"s0", "s1", "s2"}
 
 
 def test_names_resolve_by_beginning_and_latest(store):
