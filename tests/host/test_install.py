@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from host import bundle, install, qairt
-from host.adb import AdbDevice, AdbServer, identify
+from host.adb import AdbDevice, AdbServer
+from host.attached import identify
 from host.emulate import EmulatedPhone
 from host.errors import UserError
 from host.layers import Layer, Member, pack
