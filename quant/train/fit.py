@@ -86,6 +86,7 @@ class Fitted:
         text = (
             f"{what}: {self.steps} steps on {self.samples} samples, taught by {taught}; "
             f"held-out loss {self.before:.4g} -> {self.after:.4g}"
+            f"{' (of the labels)' if self.labelled else ''}"
         )
         return text if self.kept else f"{text}: no gain, the model before training was kept"
 
@@ -157,7 +158,11 @@ def batch_of(specs: tuple[TensorSpec, ...], data: Dataset, rows: Array) -> dict[
 
 
 class _Loss:
-    """Distance of a batch's outputs from the teacher's, and from the labels where there are any."""
+    """Distance of a batch's outputs from the teacher's, and from the labels where there are any.
+
+    judging: from the labels alone, where they teach. The teacher steadies the training, but a
+    network that knows the labels better than its teacher must not lose for it.
+    """
 
     def __init__(self, model: Model, task: Task, labelled: bool) -> None:
         self.outputs = [o for o in model.outputs if np.dtype(o.dtype).kind == "f"]
@@ -167,7 +172,11 @@ class _Loss:
         self.labelled = labelled
 
     def __call__(
-        self, outputs: Mapping[str, Tensor], target: Mapping[str, Tensor], labels: Tensor | None
+        self,
+        outputs: Mapping[str, Tensor],
+        target: Mapping[str, Tensor],
+        labels: Tensor | None,
+        judging: bool = False,
     ) -> Tensor:
         import torch
         from torch.nn import functional
@@ -184,7 +193,10 @@ class _Loss:
                 )
                 if labels is not None:
                     flat = labels.reshape(-1)
-                    terms.append(0.5 * functional.nll_loss(log_y, flat, ignore_index=-100))
+                    told = functional.nll_loss(log_y, flat, ignore_index=-100)
+                    if judging:
+                        return told
+                    terms.append(0.5 * told)
             else:
                 terms.append(torch.mean((y - t) ** 2) / (t.var(unbiased=False) + 1e-12))
         return torch.stack(terms).sum()
@@ -248,7 +260,7 @@ class _Trainer:
         with torch.no_grad():
             return self.teacher(feeds)
 
-    def loss_of(self, rows: Array) -> Tensor:
+    def loss_of(self, rows: Array, judging: bool = False) -> Tensor:
         import torch
 
         feeds = batch_of(self.specs, self.data, rows)
@@ -257,7 +269,7 @@ class _Trainer:
             labels = torch.from_numpy(self.data.labels[rows].astype(np.int64))
         target = self.target_of(rows, feeds)
         outputs = self.student(feeds, self.parameters.initializers(), self.parameters.quantizer)
-        return self.loss(outputs, target, labels)
+        return self.loss(outputs, target, labels, judging)
 
     def held_out_loss(self) -> float:
         import torch
@@ -266,7 +278,7 @@ class _Trainer:
         with torch.no_grad():
             for start in range(0, len(self.held), self.batch):
                 rows = self.held[start : start + self.batch]
-                total += float(self.loss_of(rows)) * len(rows)
+                total += float(self.loss_of(rows, judging=True)) * len(rows)
         return total / len(self.held)
 
     def rows_of(self, step: int) -> Array:
