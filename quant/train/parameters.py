@@ -23,6 +23,7 @@ Array = np.ndarray[Any, Any]
 Tensor = Any
 
 CENTROID_RATE = 10.0  # times the learning rate: a spacing is a fraction of a weight's size
+_BIN = 0.49  # half of an integer's bin, with a margin for float32
 _PRUNED_SHARE = 0.1  # a weight with this share of exact zeros keeps them
 
 
@@ -112,8 +113,14 @@ class Parameters:
         else:
             # Weights are trained in units of their own scale: a scale that learns then leaves
             # every integer where it is. Where integers were chosen together (second order), the
-            # float weights are another network, so training starts from the integers themselves.
-            start = data / scale_of(encoding, data.shape) if codes is None else codes
+            # float weights are another network, so training starts from the integers, each weight
+            # within its integer's bin as near as that to its float value: those that were rounded
+            # on a knife's edge change first.
+            ratio = data / scale_of(encoding, data.shape)
+            start = ratio
+            if codes is not None:
+                whole = codes.astype(np.float32)
+                start = np.clip(ratio, whole - _BIN, whole + _BIN)
             start = np.clip(start.astype(np.float32), encoding.qmin, encoding.qmax)
             axis = encoding.axis if encoding.block_size is None else 1 - (encoding.axis or 0)
             other = tuple(k for k in range(data.ndim) if k != axis)

@@ -131,6 +131,20 @@ def test_nothing_learned_gives_the_state_back(cnn_path):
         assert np.allclose(again.plan.tensors[name].scale, encoding.scale, rtol=1e-6)
 
 
+def test_weights_start_inside_their_integers_bin_on_the_side_of_their_float_value(cnn_path):
+    state, _ = opened(cnn_path, "int4[activation-bits=8]")
+    ratio = state.model.ir.graph.initializers["w2"].const_value.numpy()
+    encoding, codes = state.plan.tensors["w2"], state.plan.codes["w2"].astype(np.float32)
+    ratio = np.clip(ratio / encoding.scale.reshape(-1, 1, 1, 1), encoding.qmin, encoding.qmax)
+    assert (np.rint(ratio) != codes).mean() > 0.02  # second-order rounding chose another integer
+    parameters = Parameters(state, Trained())
+    start = (parameters.leaves["weight w2"] * parameters._weights["w2"].reference).detach().numpy()
+    assert np.array_equal(np.rint(start), codes)
+    inside = np.abs(ratio - codes) < 0.49
+    assert np.allclose(start[inside], ratio[inside], atol=1e-4)
+    assert np.allclose(np.abs(start - codes)[~inside], 0.49, atol=1e-4)
+
+
 def coarse(cnn_path):
     """A state that has much to gain: nearest rounding to four bits."""
     model = load(cnn_path)
