@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import sys
 import threading
 import time
 import tomllib
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from agent.emulator import constants as c
+from agent.emulator.adb.sandbox import host_programs
 from agent.emulator.device import IDLE, Device, Load, Register, block_latencies, inference_load
 from agent.emulator.personalities import PERSONALITIES
 from agent.emulator.signals import (
@@ -388,3 +390,11 @@ def test_net_energy_of_a_signal_seen_through_files_and_the_wire(
         "latency_us"]["total"] * 1e-6  # fmt: skip
     assert block.inferences == math.ceil(6 / latency_s - 1e-9)
     assert net_mj == pytest.approx(SIGNALS[name]().energy_mj(seconds, latency_s), rel=0.02)
+
+
+def test_a_python_behind_a_link_is_offered_with_what_the_link_leads_to(tmp_path, monkeypatch):
+    real, link = tmp_path / "venv", tmp_path / "linked"
+    real.mkdir()
+    link.symlink_to(real)
+    monkeypatch.setattr(sys, "prefix", str(link))
+    assert {link, real} <= set(host_programs())

@@ -69,7 +69,8 @@ def host_programs() -> list[Path]:
     wanted.append(Path(sys.executable).resolve().parent.parent)
     wanted += [Path(p) for p in sys.path if p.endswith(("/site-packages", "/dist-packages"))]
     kept: list[Path] = []
-    for path in wanted:
+    # A link is offered as a link, so what it leads to has to be there as well.
+    for path in [q for p in wanted for q in (p, p.resolve())]:
         if path.is_dir() and not any(path.is_relative_to(other) for other in kept):
             kept.append(path)
     return kept
