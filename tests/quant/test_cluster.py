@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from quant.codebook import linear_levels, nearest, optimal_levels, pack, unpack, unpack_all
 from quant.errors import UserError
 from quant.htp.compile import compile_context
+from quant.htp.emulator import HtpEmulator
 from quant.htp.options import HtpOptions
 from quant.htp.soc import get_soc
 from quant.methods.cluster import ClusterOptions, download, stored
@@ -90,7 +91,7 @@ def test_damaged_codes_are_refused():
             unpack(bad)
 
 
-def test_compiled_weights_are_the_codebooks_own(cnn_path, tmp_path):
+def test_exported_weights_are_the_codebooks_own(cnn_path, tmp_path):
     state = quantized(cnn_path, "cluster[clusters=8]")
     codes = weight_codes(state, tmp_path)
     assert set(codes) == set(state.codebooks)
@@ -98,10 +99,37 @@ def test_compiled_weights_are_the_codebooks_own(cnn_path, tmp_path):
     for name, array in codes.items():
         assert np.unique(array).size <= 8
         assert set(np.unique(array).tolist()) <= set(state.codebooks[name].tolist())
-    compiled = compile_context(tmp_path / "q.onnx", get_soc("sm8650"), HtpOptions(), tmp_path / "c")
-    assert compiled.context_bin.stat().st_size > 0
     assert any("at most 8 distinct weights" in n for n in state.notes)
     assert any("depthwise layers keep their own weights: w1" in n for n in state.notes)
+
+
+def test_the_compiled_context_computes_with_the_codebooks_integers(tmp_path):
+    """Unit vectors through the HTP emulator give the context's own weights back, row by row."""
+    rows, columns = 24, 16
+    weight = np.random.default_rng(5).normal(size=(rows, columns)).astype(np.float32)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "units",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, rows])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, columns])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset), tmp_path / "units.onnx")
+    units = np.eye(rows, dtype=np.float32)[:, None]
+    np.savez(tmp_path / "task.npz", x=units, calibration_x=units)
+    model = load(tmp_path / "units.onnx")
+    (variant,) = parse_methods("int8[activation-bits=16]+cluster[clusters=8]")
+    state = quantize(model, load_task(tmp_path / "task.npz", model), variant)
+    (name,) = state.codebooks
+    save(export(state), tmp_path / "q.onnx")
+    compiled = compile_context(tmp_path / "q.onnx", get_soc("sm8650"), HtpOptions(), tmp_path / "c")
+    with HtpEmulator(compiled.context_onnx) as emulator:
+        outputs = np.stack([out["y"][0] for out in emulator.run([{"x": u} for u in units])])
+    integers = outputs / state.plan.tensors[name].scale.reshape(1, -1)
+    assert np.abs(integers - np.rint(integers)).max() < 0.1
+    assert np.array_equal(np.rint(integers), state.plan.codes[name])
+    assert np.unique(np.rint(integers)).size <= 8
 
 
 def test_optimal_levels_beat_linear_ones(cnn_path):
