@@ -145,6 +145,7 @@ class AdbSession:
         self._device = device
         self._lease = held
         self._endpoint: AgentEndpoint | None = None
+        self._needed: set[str] = set()  # artifacts of this session
         self._lost = False
         self._started = install.running_agent(device) is None
         try:
@@ -192,13 +193,14 @@ class AdbSession:
 
     def put_files(self, folder: Path, sha256: str) -> None:
         """What lies below `folder`, under the name `sha256`; nothing where it is there already."""
+        self._needed.add(sha256)
         try:
-            install.put_artifact(self._device, folder, sha256)
+            install.put_artifact(self._device, folder, sha256, self._needed)
         except DeviceError as error:
             if not error.transient:
                 raise
             self._reach()
-            install.put_artifact(self._device, folder, sha256)
+            install.put_artifact(self._device, folder, sha256, self._needed)
 
     def _wait(self) -> None:
         try:

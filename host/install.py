@@ -22,7 +22,7 @@ import secrets
 import shlex
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -41,6 +41,7 @@ TOKEN = RUN / "token"
 STATE = RUN / "agent.json"
 START_LOG = RUN / "log"
 AGENT_ROOT = BASE / "agent"
+ARTIFACTS = AGENT_ROOT / "artifacts"
 ABI = "arm64-v8a"
 DSP_FOLDERS = "/usr/lib/rfsa/adsp;/dsp/cdsp;/dsp"  # of Linux boards
 START_TIMEOUT_S = 60.0
@@ -91,10 +92,15 @@ def install(device: AdbDevice, layers: Sequence[Layer]) -> Installed:
     return Installed(tuple(layers), tuple(missing), size)
 
 
-def _require_space(device: AdbDevice, needed: int) -> None:
+def _free_bytes(device: AdbDevice) -> int | None:
+    """Room where qhost lives; None where df does not tell."""
     fields = device.check(f"df -k {BASE}").splitlines()[-1].split()
-    free = int(fields[3]) * 1024 if len(fields) > 3 and fields[3].isdecimal() else needed
-    if free < needed:
+    return int(fields[3]) * 1024 if len(fields) > 3 and fields[3].isdecimal() else None
+
+
+def _require_space(device: AdbDevice, needed: int) -> None:
+    free = _free_bytes(device)
+    if free is not None and free < needed:
         error = explain(device.serial, "no space left on device")
         error.args = (
             f"{error.message[:-1]}: {free / 1e6:.1f} MB free, {needed / 1e6:.1f} needed.",
@@ -311,13 +317,16 @@ def remove(device: AdbDevice) -> None:
     device.check(f"rm -rf {BASE}", UNPACK_TIMEOUT_S)
 
 
-def put_artifact(device: AdbDevice, folder: Path, sha256: str) -> bool:
-    """Push the files of one artifact; False when the device has it. Verified by sha256 there."""
-    target = AGENT_ROOT / "artifacts" / sha256
-    if device.shell(f"test -d {target}").code == 0:
+def put_artifact(device: AdbDevice, folder: Path, sha256: str, keep: Collection[str] = ()) -> bool:
+    """Push the files of one artifact; False when the device has it. Verified by sha256 there.
+
+    Where room is short, artifacts that are not among `keep` go, the longest unused first.
+    """
+    target = ARTIFACTS / sha256
+    if device.shell(f"test -d {target} && touch {target}").code == 0:
         return False
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    _require_space(device, sum(path.stat().st_size for path in files) + _SPARE_BYTES)
+    _make_room(device, sum(path.stat().st_size for path in files) + _SPARE_BYTES, keep)
     incoming = INCOMING / sha256
     try:
         device.check(f"rm -rf {incoming}; mkdir -p {incoming} {target.parent}")
@@ -333,3 +342,14 @@ def put_artifact(device: AdbDevice, folder: Path, sha256: str) -> bool:
         with contextlib.suppress(DeviceError):
             device.shell(f"rm -rf {incoming}")
     return True
+
+
+def _make_room(device: AdbDevice, needed: int, keep: Collection[str]) -> None:
+    """Without it a device that is benched every night is full one night."""
+    for name in device.shell(f"ls -tr {ARTIFACTS}").stdout.split():
+        free = _free_bytes(device)
+        if free is None or free >= needed:
+            return
+        if name not in keep:
+            device.check(f"rm -rf {shlex.quote(f'{ARTIFACTS}/{name}')}", UNPACK_TIMEOUT_S)
+    _require_space(device, needed)

@@ -112,6 +112,36 @@ def test_a_device_of_another_architecture_is_refused(device: AdbDevice) -> None:
         deploy.deploy(other)
 
 
+def test_where_room_is_short_the_longest_unused_artifacts_go(
+    server: AdbServer, tmp_path: Path
+) -> None:
+    def put(name: str, keep: tuple[str, ...] = ()) -> bool:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "context.bin").write_bytes(os.urandom(3_000_000))
+        return install.put_artifact(device, folder, name, keep)
+
+    def held() -> set[str]:
+        return set(device.check(f"ls {install.ARTIFACTS}").split())
+
+    with EmulatedPhone("sm8650", data_mb=16) as phone:
+        if not phone.sandboxed:
+            pytest.skip("this kernel allows no sandbox")
+        device = connected(server, phone)
+        device.check(f"mkdir -p {install.ARTIFACTS}")
+        for day, name in enumerate(("one", "two", "three")):
+            assert put(name)
+            device.check(f"touch -d 2026-01-0{day + 1}T00:00:00 {install.ARTIFACTS}/{name}")
+        assert held() == {"one", "two", "three"}  # 9 of 16 MB; the next one needs 3 and 4 to spare
+        assert not put("one")  # is there, and now the one used last
+        assert put("four", keep=("four",))
+        assert held() == {"one", "three", "four"}
+        with pytest.raises(DeviceError, match="No space is left"):
+            put("five", keep=("one", "three", "four", "five"))
+        assert held() == {"one", "three", "four"}
+        server.disconnect(phone.serial)
+
+
 def test_the_agent_answers_only_to_its_token(device: AdbDevice) -> None:
     endpoint = deploy.ensure_agent(device)
     client = AgentClient(endpoint.address, endpoint.token)
