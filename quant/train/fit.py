@@ -40,6 +40,8 @@ _BETAS, _EPSILON = (0.9, 0.99), 1e-8
 _HELD_OUT = 8  # one sample in so many judges the result and is not trained on
 _TARGET_BYTES = 256_000_000  # of the teacher's outputs kept; beyond, they are computed each time
 _FEWEST_HELD_OUT, _MOST_HELD_OUT = 16, 256
+_NO_LABEL = -100  # of a token that is not judged
+_CERTAIN = 1.645  # standard errors; the one-sided 95 % point of a normal distribution
 
 
 @dataclass(frozen=True)
@@ -68,27 +70,39 @@ class Training:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The state after training; losses on the held-out samples before and after."""
+    """The state after training; losses on the held-out samples before and after, one each.
+
+    A gain that the choice of held-out samples may explain is none: a start that is good already
+    would be traded for noise.
+    """
 
     state: Quantized
-    before: float
-    after: float
+    before: Array
+    after: Array
     steps: int
     samples: int
     labelled: bool
 
     @property
     def kept(self) -> bool:
-        return self.after < self.before
+        return gained(self.before, self.after)
 
     def note(self, what: str) -> str:
         taught = "labels and the float model" if self.labelled else "the float model's outputs"
         text = (
             f"{what}: {self.steps} steps on {self.samples} samples, taught by {taught}; "
-            f"held-out loss {self.before:.4g} -> {self.after:.4g}"
+            f"held-out loss {self.before.mean():.4g} -> {self.after.mean():.4g}"
             f"{' (of the labels)' if self.labelled else ''}"
         )
-        return text if self.kept else f"{text}: no gain, the model before training was kept"
+        return text if self.kept else f"{text}: no certain gain, the model before training was kept"
+
+
+def gained(before: Array, after: Array) -> bool:
+    """Whether the mean loss fell by more than the choice of samples explains (paired, 95 %)."""
+    fall = before - after
+    if len(fall) < 2:
+        return bool(fall.mean() > 0)
+    return bool(fall.mean() > _CERTAIN * fall.std(ddof=1) / math.sqrt(len(fall)))
 
 
 def fit(
@@ -158,7 +172,7 @@ def batch_of(specs: tuple[TensorSpec, ...], data: Dataset, rows: Array) -> dict[
 
 
 class _Loss:
-    """Distance of a batch's outputs from the teacher's, and from the labels where there are any.
+    """Distance of each sample's outputs from the teacher's, and from the labels if there are any.
 
     judging: from the labels alone, where they teach. The teacher steadies the training, but a
     network that knows the labels better than its teacher must not lose for it.
@@ -176,8 +190,10 @@ class _Loss:
         outputs: Mapping[str, Tensor],
         target: Mapping[str, Tensor],
         labels: Tensor | None,
+        samples: int,
         judging: bool = False,
     ) -> Tensor:
+        """Of every sample, (samples,); the outputs' leading dimension holds one after the other."""
         import torch
         from torch.nn import functional
 
@@ -186,20 +202,26 @@ class _Loss:
             y, t = outputs[spec.name], target[spec.name]
             if k == 0 and self.classes and y.shape[-1] > 1:
                 width = y.shape[-1]
-                log_y = functional.log_softmax(y.reshape(-1, width), -1)
-                log_t = functional.log_softmax(t.reshape(-1, width), -1)
-                terms.append(
-                    functional.kl_div(log_y, log_t, log_target=True, reduction="batchmean")
-                )
+                log_y = functional.log_softmax(y.reshape(samples, -1, width), -1)
+                log_t = functional.log_softmax(t.reshape(samples, -1, width), -1)
+                apart = functional.kl_div(log_y, log_t, log_target=True, reduction="none")
+                terms.append(apart.sum(-1).mean(-1))
                 if labels is not None:
-                    flat = labels.reshape(-1)
-                    told = functional.nll_loss(log_y, flat, ignore_index=-100)
+                    told = functional.nll_loss(
+                        log_y.transpose(1, 2),
+                        labels.reshape(samples, -1),
+                        ignore_index=_NO_LABEL,
+                        reduction="none",
+                    )
+                    counted = (labels.reshape(samples, -1) != _NO_LABEL).sum(-1).clamp(min=1)
+                    told = told.sum(-1) / counted
                     if judging:
                         return told
                     terms.append(0.5 * told)
             else:
-                terms.append(torch.mean((y - t) ** 2) / (t.var(unbiased=False) + 1e-12))
-        return torch.stack(terms).sum()
+                apart = ((y - t) ** 2).reshape(samples, -1).mean(-1)
+                terms.append(apart / (t.var(unbiased=False) + 1e-12))
+        return torch.stack(terms).sum(0)
 
 
 class _Trainer:
@@ -261,6 +283,7 @@ class _Trainer:
             return self.teacher(feeds)
 
     def loss_of(self, rows: Array, judging: bool = False) -> Tensor:
+        """(samples,)"""
         import torch
 
         feeds = batch_of(self.specs, self.data, rows)
@@ -269,17 +292,16 @@ class _Trainer:
             labels = torch.from_numpy(self.data.labels[rows].astype(np.int64))
         target = self.target_of(rows, feeds)
         outputs = self.student(feeds, self.parameters.initializers(), self.parameters.quantizer)
-        return self.loss(outputs, target, labels, judging)
+        return self.loss(outputs, target, labels, len(rows), judging)
 
-    def held_out_loss(self) -> float:
+    def held_out_losses(self) -> Array:
         import torch
 
-        total = 0.0
         with torch.no_grad():
-            for start in range(0, len(self.held), self.batch):
-                rows = self.held[start : start + self.batch]
-                total += float(self.loss_of(rows, judging=True)) * len(rows)
-        return total / len(self.held)
+            starts = range(0, len(self.held), self.batch)
+            batches = [self.held[start : start + self.batch] for start in starts]
+            losses = [self.loss_of(rows, judging=True).numpy() for rows in batches]
+        return np.concatenate(losses).astype(np.float64)
 
     def rows_of(self, step: int) -> Array:
         per_epoch = math.ceil(len(self.rows) / self.batch)
@@ -309,19 +331,19 @@ def _fit(
     moments = {k: (torch.zeros_like(v), torch.zeros_like(v)) for k, v in leaves.items()}
     where = session.current()
     checkpoint = _checkpoint_path(where, state, teacher, task, data, options, trained)
-    start, before = 0, math.nan
+    start = 0
     saved = _read_checkpoint(checkpoint)
     if saved is not None:
         trainer.parameters.load({k: saved[f"leaf {k}"] for k in trainer.parameters.leaves})
         for k, (m, v) in moments.items():
             m.copy_(torch.from_numpy(saved[f"first {k}"]))
             v.copy_(torch.from_numpy(saved[f"second {k}"]))
-        start, before = int(saved["step"]), float(saved["before"])
+        start, before = int(saved["step"]), saved["before"]
     else:
-        before = trainer.held_out_loss()
+        before = trainer.held_out_losses()
     last = time.monotonic()
     for step in range(start, trainer.steps):
-        loss = trainer.loss_of(trainer.rows_of(step))
+        loss = trainer.loss_of(trainer.rows_of(step)).mean()
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         _adam(leaves, gradients, moments, trainer.parameters.rates, trainer.rate(step), step)
         value = float(loss.detach())
@@ -333,8 +355,8 @@ def _fit(
         if checkpoint is not None and time.monotonic() - last >= where.every_s:
             _write_checkpoint(checkpoint, trainer.parameters, moments, step + 1, before)
             last = time.monotonic()
-    after = trainer.held_out_loss()
-    result = trainer.parameters.result() if after < before else state
+    after = trainer.held_out_losses()
+    result = trainer.parameters.result() if gained(before, after) else state
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return Fitted(
@@ -399,12 +421,12 @@ def _write_checkpoint(
     parameters: Parameters,
     moments: Mapping[str, tuple[Tensor, Tensor]],
     step: int,
-    before: float,
+    before: Array,
 ) -> None:
     arrays = {f"leaf {k}": v.detach().numpy() for k, v in parameters.leaves.items()}
     for k, (first, second) in moments.items():
         arrays |= {f"first {k}": first.numpy(), f"second {k}": second.numpy()}
-    arrays |= {"step": np.array(step), "before": np.array(before)}
+    arrays |= {"step": np.array(step), "before": before}
     names = sorted(arrays)
     indexed = {f"a{i}": arrays[n] for i, n in enumerate(names)}
     indexed["names"] = np.array(names)
