@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -22,10 +23,25 @@ class Setting:
     kind: type
     default: Any
     help: str
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
 
     @property
     def env(self) -> str:
         return "QHOST_" + self.name.upper()
+
+    def out_of_range(self, value: Any) -> str:
+        """What is wrong with a number of this setting; empty where nothing is, and for a text."""
+        if self.kind not in (int, float):
+            return ""
+        if not math.isfinite(value):
+            return "is not a finite number"
+        if value <= self.above:
+            return f"is not above {self.above:g}"
+        if value < self.least:
+            return f"is below {self.least:g}"
+        return f"is above {self.most:g}" if value > self.most else ""
 
 
 SETTINGS: dict[str, Setting] = {
@@ -39,12 +55,24 @@ SETTINGS: dict[str, Setting] = {
         Setting("db_path", Path, None, "DuckDB file (qhost.duckdb; with --mock qhost-mock.duckdb)"),
         Setting("output_dir", Path, Path("qhost-out"), "where reports and artifacts are written"),
         Setting("cache_dir", Path, None, "artifacts cached by content (~/.cache/qhost)"),
-        Setting("emulator_samples", int, 256, "labelled samples run in the HTP emulator"),
-        Setting("device_accuracy", int, 0, "labelled samples run on the device itself; 0: none"),
+        Setting("emulator_samples", int, 256, "labelled samples run in the HTP emulator", least=1),
+        Setting(
+            "device_accuracy", int, 0, "labelled samples run on the device itself; 0: none", least=0
+        ),
         Setting("seed", int, 0, "seed of the block order and of resampling"),
-        Setting("time_factor", float, None, "device seconds per wall second of an emulated device"),
-        Setting("sample_rate_hz", float, 100.0, "sampling rate of fast sensors"),
-        Setting("cooldown_timeout", float, None, "seconds to wait for cooling; 0: no gate"),
+        Setting(
+            "time_factor",
+            float,
+            None,
+            "device seconds per wall second of an emulated device",
+            above=0,
+        ),
+        Setting(
+            "sample_rate_hz", float, 100.0, "sampling rate of fast sensors", above=0, most=1000
+        ),
+        Setting(
+            "cooldown_timeout", float, None, "seconds to wait for cooling; 0: no gate", least=0
+        ),
         Setting("max_temperature", str, "", "degrees C that fail a run: npu=95,skin=43"),
         Setting("stop_charging", bool, False, "cut the charger while measuring"),
         Setting("per_op", bool, False, "cycles per operator, in a pass of their own"),
@@ -77,14 +105,23 @@ def _parse(setting: Setting, raw: Any, source: str) -> Any:
             return lowered in {"1", "true", "yes", "on"}
         if setting.kind is bool and not isinstance(raw, bool):
             raise ValueError(raw)
-        if setting.kind is not str and isinstance(raw, bool) and setting.kind is not bool:
+        if setting.kind is not bool and isinstance(raw, bool):
             raise ValueError(raw)
-        return setting.kind(raw)
+        if setting.kind is int and isinstance(raw, float):  # int() would cut 2.5 to 2
+            raise ValueError(raw)
+        if setting.kind is str and not isinstance(raw, str):  # a list, a date
+            raise ValueError(raw)
+        value = setting.kind(raw)
     except (TypeError, ValueError):
         raise UserError(
             f"{setting.name} = {raw!r} from {source} is not {_KINDS[setting.kind]}.",
             f"It means: {setting.help}.",
         ) from None
+    if problem := setting.out_of_range(value):
+        raise UserError(
+            f"{setting.name} = {raw!r} from {source} {problem}.", f"It means: {setting.help}."
+        )
+    return value
 
 
 def find_config_file(start: Path) -> Path | None:

@@ -6,9 +6,11 @@ torch comes with the extra `train`; it is imported here and nowhere else on the 
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,8 @@ def load_torch(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> onnx.
 
 def _exported(torch: Any, path: Path) -> onnx.ModelProto:
     try:
-        program = torch.export.load(str(path))
+        with _silent(logging.getLogger("torch.export")):
+            program = torch.export.load(str(path))
     except (RuntimeError, ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError) as e:
         raise UserError(
             f"{path.name} is not a torch.export program: {_first(e)}",
@@ -48,6 +51,17 @@ def _exported(torch: Any, path: Path) -> onnx.ModelProto:
         ) from e
     args, kwargs = program.example_inputs or ((), {})
     return _to_onnx(torch, program.module(), tuple(args), dict(kwargs), None, path)
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """torch logs the traceback of an error that it also raises."""
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _scripted(
@@ -72,7 +86,7 @@ def _scripted(
 def _not_script(torch: Any, path: Path) -> str:
     try:
         content = torch.load(str(path), map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except Exception:  # noqa: BLE001 - unpickling bytes that are no pickle raises anything
         return f"{path.name} is neither TorchScript nor a torch.export program."
     if isinstance(content, dict):
         return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -255,11 +256,14 @@ def parse_ceilings(text: str) -> tuple[tuple[str, float], ...]:
         if site not in THERMAL_SITES:
             raise unknown_name("thermal site", site, THERMAL_SITES)
         try:
-            out.append((site, float(value)))
+            degrees = float(value)
         except ValueError:
+            degrees = math.nan
+        if not math.isfinite(degrees):  # no heat is above NaN: it would be no ceiling at all
             raise UserError(
                 f"--max-temperature {part!r} is not site=degrees.", "Example: npu=95,skin=43."
-            ) from None
+            )
+        out.append((site, degrees))
     return tuple(out)
 
 

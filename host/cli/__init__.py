@@ -31,7 +31,7 @@ _BARE = {"--dynamic-scaling": "enabled"}
 def normalised(args: Sequence[str]) -> list[str]:
     """The command line with a value behind every option of _BARE."""
     out: list[str] = []
-    for arg, following in zip(args, [*args[1:], "-"], strict=True):
+    for arg, following in zip(args, (*args, "-")[1:], strict=True):
         out.append(arg)
         if arg in _BARE and following.startswith("-"):
             out.append(_BARE[arg])
@@ -139,6 +139,9 @@ def _run(args: list[str], debug: bool, interrupted: list[int]) -> int:
         )
         return int(result) if isinstance(result, int) else ExitCode.OK
     except typer.exceptions.TyperException as e:
+        if type(e).__name__ == "NoArgsIsHelpError":  # typer has no public name for it
+            print(e.format_message(), file=sys.stderr)
+            return ExitCode.USAGE
         now = new_name(args) if "No such command" in e.format_message() else ""
         fail(e.format_message(), f"It is now: qhost {now}." if now else "See --help.")
         return ExitCode.USAGE

@@ -219,8 +219,8 @@ def model_inputs(
             ModelInput(
                 sample.model_path,
                 sample.task_path,
-                sample.model_type,
-                sample.metric,
+                model_type or sample.model_type,
+                metric or sample.metric,
                 f"Model: {sample.name}, the sample that ships with qhost "
                 f"(an image classifier: {sample.description}).",
             ),

@@ -164,6 +164,8 @@ def _compare(
 ) -> int:
     from host.report.verdict import decide
 
+    if flags["db_path"] is not None and not store_in_db:
+        raise UserError("--db-path without --store-in-db.", "Add it, or leave --db-path out.")
     with tempfile.TemporaryDirectory(prefix="qhost-compare-") as tmp:
         if not store_in_db:
             flags = flags | {"db_path": Path(tmp) / "comparison.duckdb"}

@@ -50,13 +50,24 @@ def inspect(
     from quant.artifact import open_artifact
     from quant.htp.inspect import read_context
 
+    if device and fallback is None and not schedule:
+        raise UserError(
+            "--device says for which SoC --fallback and --schedule compile.", "Add one of them."
+        )
     if fallback is not None:
         _show_fallback(fallback, device or "sm8650", json_output)
         return
     if path is None:
         raise UserError("Nothing to inspect.", "Give a .qnn, a context .bin or --fallback M.onnx.")
     if not path.is_file():
-        raise UserError(f"{path} does not exist.", "Give a .qnn or a context .bin.")
+        problem = "is a directory" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {problem}.", "Give a .qnn or a context .bin.")
+    if path.suffix == ".bin" and (nodes or tensors or schedule):
+        raise UserError(
+            f"{path.name} is a bare context: --nodes, --tensors and --schedule need the graph "
+            "it was compiled from.",
+            "Give the .qnn.",
+        )
     if schedule:
         _show_schedule(path, device, json_output)
         return
@@ -74,12 +85,17 @@ def inspect(
     artifact = open_artifact(path)
     contexts = _read_contexts(artifact)
     if json_output:
-        print(json.dumps(_artifact_json(artifact, contexts), indent=2))
+        report = _artifact_json(artifact, contexts)
+        if tensors:
+            report["tensors"] = [dataclasses.asdict(r) for r in _artifact_tensors(artifact)]
+        print(json.dumps(report, indent=2))
         return
     console = terminal.stdout()
     _print_artifact(console, artifact, contexts)
     if nodes:
         _print_nodes(console, artifact)
+    if tensors:
+        _print_tensors(console, _artifact_tensors(artifact))
 
 
 def register(app: typer.Typer) -> None:

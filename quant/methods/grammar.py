@@ -176,6 +176,8 @@ def _step(text: str) -> Step:
             )
         if not equals:
             raise UserError(f"Option {key.strip()!r} of {row.name} has no value.", "Write =value.")
+        if name in options:
+            raise UserError(f"Option {key.strip()!r} of {row.name} is given twice.")
         options[name] = _parse(value.strip(), types_of[name], f"{row.name}[{key.strip()}]")
     return Step(row.name, row.options(**options))
 

@@ -75,6 +75,9 @@ MOCK = ["bench", "--mock", "--device", "sm8650"]
         (["--mock", "--model-path", "missing.onnx"], ["missing.onnx does not exist"]),
         (["--mock", "--task", "x.npz"], ["--task without --model-path"]),
         (["--mock", "--input-shape", "x"], ["is not name:d1,d2"]),
+        (["--mock", "--model-type", "pictures"], ["pictures"]),
+        (["--mock", "--metric", "top3"], ["top3"]),
+        (["--mock", "--time-factor", "0"], ["time_factor", "is not above 0"]),
     ],
 )
 def test_words_that_make_no_sense(lab, refused, args, says):
@@ -92,6 +95,12 @@ def test_a_truncated_model(lab, refused):
 def test_a_file_that_is_no_model(lab, refused):
     (lab.folder / "notes.onnx").write_text("buy milk")
     refused([*MOCK, "--model-path", "notes.onnx"], "notes.onnx is not an ONNX model")
+
+
+def test_a_file_that_is_no_pytorch_model(lab, refused):
+    pytest.importorskip("torch")
+    (lab.folder / "words.pt").write_text("hi\n")
+    refused([*MOCK, "--model-path", "words.pt"], "words.pt is neither TorchScript nor")
 
 
 def test_dynamic_shapes_name_the_input_and_the_fix(lab, refused):

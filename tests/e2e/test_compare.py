@@ -38,4 +38,6 @@ def test_bad_words_are_refused_before_anything_runs(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert main(["compare-all", "--mock", "--max-accuracy-drop", "much"]) == 1
     assert "is no accuracy drop" in capsys.readouterr().err
+    assert main(["compare-all", "--mock", "--methods", "fp16", "--db-path", "x.duckdb"]) == 1
+    assert "--db-path without --store-in-db" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

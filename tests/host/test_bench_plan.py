@@ -116,8 +116,9 @@ def test_ceilings():
     assert parse_ceilings("") == ()
     with pytest.raises(UserError, match="Did you mean npu"):
         parse_ceilings("npv=95")
-    with pytest.raises(UserError, match="site=degrees"):
-        parse_ceilings("npu=hot")
+    for bad in ("npu=hot", "npu", "skin=nan", "npu=inf"):
+        with pytest.raises(UserError, match="site=degrees"):
+            parse_ceilings(bad)
 
 
 def test_a_method_that_lacks_a_package_is_skipped_with_what_to_install(monkeypatch):

@@ -18,6 +18,16 @@ def test_version(capsys):
     assert capsys.readouterr().out.strip() == f"qhost {__version__}"
 
 
+@pytest.mark.parametrize(
+    ("args", "line"), [([], "The main job:"), (["--debug"], "Results:"), (["db"], "  merge")]
+)
+def test_without_a_verb_the_help_is_shown(capsys, args, line):
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    assert any(shown.startswith(line) for shown in err.splitlines())
+    assert "qhost: error" not in err
+
+
 def test_config_shows_value_and_source(tmp_path, monkeypatch, capsys):
     (tmp_path / "qhost.toml").write_text("seed = 4\n")
     monkeypatch.chdir(tmp_path)

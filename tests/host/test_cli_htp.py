@@ -181,6 +181,25 @@ def test_inspect_shows_what_is_in_it(artifact, tmp_path):
     binary.write_bytes(open_artifact(artifact).read("contexts/sm8550/context.bin"))
     assert json.loads(qhost("inspect", binary, "--json"))["soc"] == "sm8550"
     assert "v73" in qhost("inspect", binary)
+    for option in ("--nodes", "--tensors", "--schedule"):
+        with pytest.raises(UserError, match="is a bare context"):
+            qhost("inspect", binary, option)
+    with pytest.raises(UserError, match="Add one of them"):
+        qhost("inspect", artifact, "--device", "sm8550")
+    with pytest.raises(UserError, match="is a directory"):
+        qhost("inspect", tmp_path)
+
+
+def test_inspect_shows_the_encodings_of_an_artifact_too(artifact, small_stack, tmp_path):
+    """They are those of the graph that it was compiled from."""
+    out = tmp_path / "stack.qnn"
+    qhost("compile", "--model-path", small_stack, "--output-path", out, "--device", "sm8650")
+    report = json.loads(qhost("inspect", out, "--tensors", "--json"))
+    assert report["checksums"] == "ok"
+    assert report["tensors"] == json.loads(qhost("inspect", small_stack, "--tensors", "--json"))
+    assert "tensors" not in json.loads(qhost("inspect", out, "--json"))
+    assert "w1" in qhost("inspect", out, "--tensors").partition("quantized tensors")[2]
+    assert "it is a float model" in qhost("inspect", artifact, "--tensors")
 
 
 def test_inspect_tensors_shows_what_the_graph_says(small_stack, tmp_path):

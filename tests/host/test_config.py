@@ -35,6 +35,14 @@ def test_the_file_is_found_in_a_parent_folder(tmp_path):
         ("seed = 'x'\n", "is not a whole number"),
         ("mock = 3\n", "is not true or false"),
         ("seed = = 1\n", "cannot be read as TOML"),
+        ("emulator_samples = 2.5\n", "is not a whole number"),
+        ("emulator_samples = 0\n", "is below 1"),
+        ("time_factor = 0\n", "is not above 0"),
+        ("time_factor = nan\n", "is not a finite number"),
+        ("sample_rate_hz = 1001\n", "is above 1000"),
+        ("sample_rate_hz = 0.0\n", "is not above 0"),
+        ("cooldown_timeout = -1\n", "is below 0"),
+        ("methods = ['int8']\n", "is not a text"),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path, text, says):
@@ -43,6 +51,14 @@ def test_a_bad_file_is_one_clear_line(tmp_path, text, says):
         resolve({}, environ={}, cwd=tmp_path)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["flag", "environment"])
+def test_a_range_holds_wherever_the_value_comes_from(tmp_path, source):
+    flags = {"time_factor": -1.0} if source == "flag" else {}
+    env = {} if flags else {"QHOST_TIME_FACTOR": "-1"}
+    with pytest.raises(UserError, match=r"time_factor = .* is not above 0"):
+        resolve(flags, environ=env, cwd=tmp_path)
 
 
 def test_a_bad_environment_variable_is_named(tmp_path):

@@ -48,6 +48,7 @@ def test_options_json_holds_the_defaults_and_round_trips():
         ("int8[activation-bits=x]", "not a int"),
         ("int8[activation-bits]", "no value"),
         ("int8[activation-bits=12]", "not 8 or 16"),
+        ("int8[activation-bits=8,activation_bits=16]", "given twice"),
         ("int8[calibration-method=mean]", "mse"),
         ("int8[percentile=30]", "percentile"),
         ("int8[activation-bits=8", "Unbalanced"),
