@@ -40,6 +40,7 @@ _START_LIMIT_S = 30.0  # an interpreter on a small core, with a cold disk
 # Slow nodes get this long for their first reading before a segment begins: a fuel gauge's read
 # can take a second.
 _FIRST_READ_S = 1.5
+_LAST_READ_S = 1.5
 _PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 
@@ -120,6 +121,8 @@ class SamplerProcess:
             self._pipe.send("stop")
         self._thread.join(_STOP_LIMIT_S)
         self.kill()
+        self._thread.join(_STOP_LIMIT_S)  # it sees the end of a process that had to be killed
+        self._pipe.close()
         if self._error is not None:
             raise self._error
         return self._report
@@ -234,8 +237,9 @@ class Sampler:
                 time.sleep((due - now) / 1e9)
         for slow in self._slow:
             slow.end()
+        patience = time.monotonic() + _LAST_READ_S  # for all of them together
         for slow in self._slow:
-            slow.join(1.5)
+            slow.join(max(0.0, patience - time.monotonic()))
         self._tick(due)
         self._flush()
         report = pb.SamplerReport(

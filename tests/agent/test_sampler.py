@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from multiprocessing import Pipe
@@ -196,6 +197,14 @@ def test_a_lost_process_is_an_error_and_leaves_nothing_behind(root, children):
     sampler = SamplerProcess(rails(root), 100.0, lambda columns: None)
     (pid,) = [p for p in children(os.getpid()) if p == sampler._process.pid]
     os.kill(pid, 9)
+    with pytest.raises(DeviceFailure, match="sampler"):
+        sampler.stop()
+
+
+def test_a_process_that_does_not_answer_is_an_error_and_no_empty_report(root, monkeypatch):
+    monkeypatch.setattr("agent.sampler._STOP_LIMIT_S", 0.3)
+    sampler = SamplerProcess(rails(root), 100.0, lambda columns: None)
+    os.kill(sampler._process.pid, signal.SIGSTOP)
     with pytest.raises(DeviceFailure, match="sampler"):
         sampler.stop()
 
