@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from host.client import Cooling, SegmentSpec
@@ -108,6 +109,12 @@ class Conditions:
             return None
         timeout = round(self.cooldown_timeout_s * SECOND_NS)
         return Cooling(COOLDOWN_SITES, self.cooldown_above_c, timeout)
+
+
+def new_run_ids(session_id: str, taken: Collection[str] = ()) -> Iterator[str]:
+    """The ids of a session's runs to come, without those that it has."""
+    ids = (f"{session_id}-{number:02d}" for number in itertools.count(1))
+    return (run_id for run_id in ids if run_id not in taken)
 
 
 def check_segment(run_id: str, artifact: str, under: Conditions) -> SegmentSpec:

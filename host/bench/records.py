@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from host import __version__
-from host.bench.plan import JobVariant, get_profile
+from host.bench.plan import JobVariant, get_profile, new_run_ids
 from host.bench.prepare import BenchConfig, Prepared, session_fingerprint
 from host.devices import DeviceInfo
 from host.errors import DeviceError, RunStatus
@@ -40,8 +40,7 @@ def record_unopened(
         # No figure comes of it, so it cannot mix with anything.
         store.new_session(session, allow_mixed=True)
         jobs = [(p, v) for p in prepared for v in p.variants]
-        for number, (p, variant) in enumerate(jobs, start=1):
-            run_id = f"{session.session_id}-{number:02d}"
+        for run_id, (p, variant) in zip(new_run_ids(session.session_id), jobs, strict=False):
             store.add_run(
                 run_row(config, session.session_id, run_id, p, variant, profile.name, device)
             )

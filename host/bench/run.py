@@ -32,6 +32,7 @@ from host.bench.plan import (
     block_order,
     block_segment,
     get_profile,
+    new_run_ids,
 )
 from host.bench.prepare import (
     BenchConfig,
@@ -228,7 +229,7 @@ class _Bench:
         their id, and with it the blocks that are stored; a sustained one begins again."""
         soc = get_soc(self.device.info.soc)
         jobs = []
-        count = len(old)
+        new_ids = new_run_ids(session_id, {row.run_id for row in old.values()})
         for p in self.prepared:
             for variant in p.variants:
                 row = old.get((p.identity.name, variant.canonical))
@@ -239,8 +240,7 @@ class _Bench:
                 if row is not None and kept and not self.profile.contiguous:
                     run_id = row.run_id
                 else:
-                    count += 1
-                    run_id = row.run_id if row is not None else f"{session_id}-{count:02d}"
+                    run_id = row.run_id if row is not None else next(new_ids)
                     self._add_run(session_id, run_id, p, variant)
                 job = Job(run_id, p.identity.name, variant, skip_reason(variant, soc))
                 jobs.append((job, p))

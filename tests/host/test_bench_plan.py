@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -17,6 +18,7 @@ from host.bench.plan import (
     block_segment,
     check_segment,
     get_profile,
+    new_run_ids,
 )
 from host.bench.prepare import parse_ceilings, parse_input_shapes, skip_reason
 from host.errors import UserError
@@ -35,6 +37,12 @@ def test_profiles_are_the_contract():
         "sustained": (1, 600, 600),
     }
     assert all(p.blocks >= 6 for p in PROFILES.values())
+
+
+def test_new_runs_of_a_resumed_session_take_no_number_that_is_taken():
+    assert list(itertools.islice(new_run_ids("s"), 3)) == ["s-01", "s-02", "s-03"]
+    # A failed run that is done again keeps its id: the numbers may have gaps.
+    assert list(itertools.islice(new_run_ids("s", {"s-01", "s-03"}), 2)) == ["s-02", "s-04"]
 
 
 def test_default_profile_depends_on_the_device():
