@@ -111,7 +111,8 @@ class HeldLease:
                     return
                 renewed = f"{held.now_s + TERM_S}:{self._nonce}:{self._owner}"
                 spare = f"{LINK}.{self._nonce}"
-                self._device.check(f"ln -s {shlex.quote(renewed)} {spare} && mv -f {spare} {LINK}")
+                # -f: a connection that broke between the two may have left the spare one.
+                self._device.check(f"ln -sf {shlex.quote(renewed)} {spare} && mv -f {spare} {LINK}")
 
 
 def acquire(

@@ -303,7 +303,9 @@ def test_a_lease_of_a_dead_host_runs_out(
 
 def test_a_lease_is_renewed(device: AdbDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "TERM_S", 4)
-    with lease.acquire(device, owner="anna@lab pid 1"):
+    # What a connection that broke in the middle of a renewal leaves.
+    device.check(f"mkdir -p {lease.BASE} && ln -s 1:n:x {lease.LINK}.n")
+    with lease.acquire(device, owner="anna@lab pid 1", nonce="n"):
         first = lease.read(device)
         for _ in range(200):
             now = lease.read(device)
