@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quant.errors import ToolchainError, UserError
 from quant.htp import compile as htp_compile
+from quant.htp import emulator
 from quant.htp.compile import compile_context, unsupported_nodes
 from quant.htp.device_model import count_work, device_model_block
 from quant.htp.emulator import HtpEmulator
@@ -277,6 +278,20 @@ def test_emulator_failure_is_not_hidden_by_the_cpu(compiled):
         # A new process takes the place of the one that failed.
         (again,) = emulator.run(feeds(1))
     assert again["y"].shape == (1, 8, 16, 16)
+
+
+def test_an_answer_that_cannot_be_had_leaves_no_gap_among_the_others(compiled, monkeypatch):
+    """Whatever goes wrong: outputs must not move up to the place of another feed."""
+    feeds = [{"x": np.zeros((1, 3, 32, 32), np.float32)} for _ in range(3)]
+
+    def no_memory(self, feed):
+        if feed is feeds[1]:
+            raise MemoryError
+        return {}
+
+    monkeypatch.setattr(emulator._Worker, "run", no_memory)
+    with HtpEmulator(compiled.context_onnx) as htp, pytest.raises(MemoryError):
+        htp.run(feeds)
 
 
 def test_reading_what_is_no_context(tmp_path):
