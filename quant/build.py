@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,15 +25,22 @@ from typing import Any
 import numpy as np
 
 from quant import cache
+from quant.archive import replacing
 from quant.artifact import Artifact, ArtifactContents, open_artifact, write_artifact
 from quant.datasets import referenced_files
 from quant.errors import ToolchainError, UserError
-from quant.evaluate import Evaluation, Outputs, evaluate_outputs, run_ort
+from quant.evaluate import (
+    FLOAT,
+    SAME_GRAPH,
+    Outputs,
+    evaluate_outputs,
+    quality_json,
+    run_ort,
+)
 from quant.figures import Provenance
 from quant.htp.device_model import device_model_block
 from quant.htp.emulator import HtpEmulator
 from quant.htp.options import HtpOptions
-from quant.htp.package import SAME_GRAPH
 from quant.htp.sdk import backend_identity, choose_compiler
 from quant.htp.soc import get_soc
 from quant.methods.grammar import AS_IS, Variant, export, parse_variant, quantize
@@ -42,7 +50,7 @@ from quant.task import Task, load_task
 from quant.train import session as training
 
 GOLDEN_SAMPLES = 4
-FLOAT = "the float model"
+ENDING_S = 5.0  # how long a worker that is told to end may clean up
 
 StageCallback = Callable[[str, float], None]
 
@@ -221,36 +229,16 @@ def float_outputs(cache_dir: Path, model: Model, task: Task) -> list[Outputs]:
             with np.load(path, allow_pickle=False) as data:
                 stacked = [data[f"o{k}"] for k in range(len(names))]
             return [{name: stacked[k][i] for k, name in enumerate(names)} for i in range(len(task))]
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="qhost-float-") as tmp:
         onnx_path = Path(tmp) / "float.onnx"
         save(model, onnx_path)
         outputs = run_ort(onnx_path, task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(
-        npz_bytes({f"o{k}": np.stack([o[name] for o in outputs]) for k, name in enumerate(names)})
-    )
-    part.replace(path)
+    stacked = [np.stack([o[name] for o in outputs]) for name in names]
+    with replacing(path) as out:
+        out.write(npz_bytes({f"o{k}": array for k, array in enumerate(stacked)}))
     return outputs
-
-
-def quality_json(e: Evaluation, reference: str = FLOAT) -> dict[str, Any]:
-    """An evaluation as the manifest keeps it (its scores are in quality/scores.npz).
-
-    `reference`: what SQNR and agreement compare with, in words.
-    """
-    return {
-        "reference": reference,
-        "provenance": e.engine.value,
-        "n": e.n,
-        "metric": e.metric,
-        "higher_is_better": e.higher_is_better,
-        "value": e.value,
-        "sqnr_db": e.sqnr_db if np.isfinite(e.sqnr_db) else None,
-        "agreement": e.agreement,
-    }
 
 
 def _serve() -> None:
@@ -265,7 +253,10 @@ def _serve() -> None:
             with ready:
                 requests.append(line)
                 ready.notify()
-        os.killpg(os.getpgid(0), signal.SIGKILL)  # the host is gone: take the compilers along
+        # The host is gone: end as if told to, and take along what does not follow.
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ENDING_S)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
 
     if os.getpgid(0) != os.getpid():
         os.setpgid(0, 0)
@@ -303,5 +294,19 @@ def _space_hint(cache_dir: Path) -> str:
     return f"Only {free / 1e6:.0f} MB are free at {probe}." if free < 500e6 else ""
 
 
+def _main() -> None:
+    """Serve until told to end, and leave no files of a build that was under way then."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise SystemExit
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        _serve()
+    except SystemExit:  # die of the signal all the same: the host tells how a worker ended
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
-    _serve()
+    _main()

@@ -20,6 +20,10 @@ from quant.task import Task
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
 
+# What SQNR and agreement compare with, in words.
+FLOAT = "the float model"
+SAME_GRAPH = "onnxruntime on the same graph"
+
 _NUMPY_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -141,3 +145,20 @@ def _run(
     return [
         dict(zip(names, session.run(names, task.feed(model, i)), strict=True)) for i in range(count)
     ]
+
+
+def quality_json(e: Evaluation, reference: str = FLOAT) -> dict[str, Any]:
+    """An evaluation as the manifest keeps it (its scores are in quality/scores.npz).
+
+    `reference`: what SQNR and agreement compare with, in words.
+    """
+    return {
+        "reference": reference,
+        "provenance": e.engine.value,
+        "n": e.n,
+        "metric": e.metric,
+        "higher_is_better": e.higher_is_better,
+        "value": e.value,
+        "sqnr_db": e.sqnr_db if np.isfinite(e.sqnr_db) else None,
+        "agreement": e.agreement,
+    }

@@ -19,8 +19,8 @@ from host.bench.figures import SCORES, Scores, drop_figure, quality_figures
 from host.bench.plan import Conditions, evaluate_segment
 from host.bench.prepare import BenchConfig, PreparedModel
 from quant.artifact import Artifact
-from quant.build import float_outputs, quality_json
-from quant.evaluate import Evaluation, evaluate_outputs
+from quant.build import float_outputs
+from quant.evaluate import Evaluation, evaluate_outputs, quality_json
 from quant.figures import Figure, Provenance
 from quant.inputset import write_input_set
 from quant.metrics import METRICS as TASK_METRICS

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from host.errors import FailureClass
-from quant.build import BuildRequest
+from quant.build import ENDING_S, BuildRequest
 
 StageCallback = Callable[[str, str, float], None]
 
@@ -95,9 +97,9 @@ class Builder:
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(timeout=5.0)
+                process.wait(timeout=ENDING_S)
             except subprocess.TimeoutExpired:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # its compilers, too
                 process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from host.stats.accuracy import accuracy_interval
 from host.stats.paired import accuracy_drop
 from quant.artifact import Artifact
-from quant.build import FLOAT
+from quant.evaluate import FLOAT
 from quant.figures import METRICS, Figure, Provenance
 from quant.metrics import METRICS as TASK_METRICS
 from quant.metrics import Metric

@@ -177,8 +177,7 @@ def _to_onnx(
     output_path: Path,
 ) -> dict[str, Any]:
     from host.config import cache_dir, resolve
-    from quant.build import quality_json
-    from quant.evaluate import evaluate_outputs, run_ort
+    from quant.evaluate import evaluate_outputs, quality_json, run_ort
     from quant.figures import Provenance
     from quant.methods.grammar import export, quantize
     from quant.model import load, save

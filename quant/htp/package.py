@@ -12,7 +12,7 @@ import numpy as np
 
 from quant.artifact import Artifact, ArtifactContents, write_artifact
 from quant.errors import ToolchainError, UserError
-from quant.evaluate import evaluate_outputs, run_ort
+from quant.evaluate import SAME_GRAPH, evaluate_outputs, quality_json, run_ort
 from quant.figures import Provenance
 from quant.htp.compile import Compiled, compile_context
 from quant.htp.device_model import device_model_block
@@ -27,7 +27,6 @@ from quant.task import load_task
 
 Compiler = Callable[[Path, Soc, HtpOptions, Path], Compiled]
 
-SAME_GRAPH = "onnxruntime on the same graph"
 # What an artifact says of a graph that no method of ours made.
 AS_IS_FLOAT, AS_IS_QUANTIZED = "fp16", AS_IS.canonical
 
@@ -112,19 +111,7 @@ def package(
             contexts=done,
             quantized=Quantized(model),
             goldens={soc: (feeds, out) for soc, out in outputs.items()},
-            quality={
-                name: {
-                    "provenance": e.engine.value,
-                    "n": e.n,
-                    "metric": e.metric,
-                    "higher_is_better": e.higher_is_better,
-                    "value": e.value,
-                    "sqnr_db": e.sqnr_db,
-                    "agreement": e.agreement,
-                    "reference": SAME_GRAPH,
-                }
-                for name, e in evaluations.items()
-            },
+            quality={name: quality_json(e, SAME_GRAPH) for name, e in evaluations.items()},
             scores={name: e.scores for name, e in evaluations.items()},
             device_model={
                 soc.id: device_model_block(onnx_path, soc, done[soc.id])

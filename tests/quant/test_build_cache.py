@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from quant.build import BuildRequest, artifact_path
+from quant.build import BuildRequest, artifact_path, float_outputs
 from quant.model import load
 from quant.task import load_task
 
@@ -59,3 +59,16 @@ def test_a_file_that_an_option_names_counts_by_its_content(request_, tmp_path):
 def test_requests_survive_the_pipe_to_the_worker(request_):
     whole = dataclasses.replace(request_, input_shapes={"x": (1, 8)}, metric="top1")
     assert BuildRequest.from_json(whole.to_json()) == whole
+
+
+def test_damaged_outputs_of_the_float_model_are_computed_again(request_, tmp_path):
+    model = load(request_.model_path)
+    task = load_task(None, model)
+    whole = float_outputs(tmp_path, model, task)
+    (kept,) = (tmp_path / "float").iterdir()
+    data = kept.read_bytes()
+    for damaged in (b"", data[: len(data) // 2], data[:-1]):
+        kept.write_bytes(damaged)
+        again = float_outputs(tmp_path, model, task)
+        assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(again, whole, strict=True))
+        assert kept.read_bytes() == data
