@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -61,18 +61,23 @@ class Refined:
 
 
 def refine_weights(
-    model: Model, task: Task, options: RefineOptions, bits_of: Mapping[str, int] | None = None
+    model: Model,
+    task: Task,
+    options: RefineOptions,
+    bits_of: Mapping[str, int] | None = None,
+    only: Collection[str] | None = None,
 ) -> Refined:
     """Range search, rounding and bias correction of every linear layer.
 
-    bits_of: width of single weights by name where it differs from `options.bits`.
+    bits_of: width of single weights by name where it differs from `options.bits`. only: the
+    weights to refine; None: all. A layer does not depend on which others are refined.
     """
     initializers = model.ir.graph.initializers
     encodings: dict[str, Encoding] = {}
     codes: dict[str, Array] = {}
     biases: dict[str, Array] = {}
     finer: dict[str, _Choice] = {}
-    for layer, moments in _moments(model, task, options.samples):
+    for layer, moments in _moments(model, task, options.samples, only):
         data = array_of(initializers[layer.weight])
         bits = (bits_of or {}).get(layer.weight, options.bits)
         encoding, q, restored = _refine_layer(layer, data, moments, options, bits)
@@ -211,13 +216,15 @@ def _encoding(
     return symmetric(limit.reshape(-1), bits, axis=layer.axis)
 
 
-def _moments(model: Model, task: Task, samples: int) -> Iterator[tuple[Layer, Moments]]:
+def _moments(
+    model: Model, task: Task, samples: int, only: Collection[str] | None
+) -> Iterator[tuple[Layer, Moments]]:
     """Each layer with the moments of its input, collected in passes within the memory budget.
 
     Layers that read the same value in the same way share one set of moments.
     """
     shapes = {n: tuple(array_of(v).shape) for n, v in model.ir.graph.initializers.items()}
-    pending = linear_layers(model)
+    pending = [x for x in linear_layers(model) if only is None or x.weight in only]
     mask = token_mask(model, task)
     while pending:
         chosen: dict[tuple[object, ...], tuple[Layer, Moments]] = {}

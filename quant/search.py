@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from quant.budget import (
 )
 from quant.encoding import Array, Encoding
 from quant.errors import UserError
-from quant.graph import array_of, initializer_uses, name_of
+from quant.graph import Use, array_of, initializer_uses, name_of
 from quant.mixed import FLOAT, Assignment, Ranges
 from quant.model import Model
 from quant.parts import node_key
@@ -80,12 +80,9 @@ class Roundings:
         encodings: dict[str, Encoding] = {}
         codes: dict[str, Array] = {}
         biases: dict[str, Array] = {}
-        for use in initializer_uses(self.model.ir.graph):
-            if use.role != "weight" or not assignment.widths.get(node_key(use.node), FLOAT):
-                continue
-            name = name_of(use.value)
-            refined = self.by_bits.get(assignment.weights.get(name, 8))
-            if refined is None or name not in refined.encodings or few_rows(use.node):
+        for use, name, bits in _rounded(self.model.ir.graph, assignment):
+            refined = self.by_bits.get(bits)
+            if refined is None or name not in refined.encodings:
                 continue
             encodings[name] = refined.encodings[name]
             if name in refined.codes:
@@ -116,14 +113,37 @@ def restore(refined: Refined, name: str, data: Array) -> Array:
     return encoding.fake(data) if q is None else encoding.dequantize(q)
 
 
-def roundings(model: Model, task: Task, bits: set[int]) -> Roundings:
-    """Range search and bias correction at 8 bits, convolutions and 4 bits second-order besides."""
+def _rounded(graph: ir.Graph, assignment: Assignment) -> Iterator[tuple[Use, str, int]]:
+    """Each use of a weight that an integer layer has searched for: the use, its name, its bits."""
+    for use in initializer_uses(graph):
+        integer = assignment.widths.get(node_key(use.node), FLOAT)
+        if use.role == "weight" and integer and not few_rows(use.node):
+            name = name_of(use.value)
+            yield use, name, assignment.weights.get(name, 8)
+
+
+def needed_roundings(graph: ir.Graph, assignment: Assignment) -> dict[int, set[str]]:
+    """The weights that `assignment` takes from roundings, by bits."""
+    names: dict[int, set[str]] = {}
+    for _, name, bits in _rounded(graph, assignment):
+        names.setdefault(bits, set()).add(name)
+    return names
+
+
+def roundings(model: Model, task: Task, wanted: Mapping[int, Collection[str] | None]) -> Roundings:
+    """Range search and bias correction at 8 bits, convolutions and 4 bits second-order besides.
+
+    wanted: names of the weights to round, by bits (4, 8); None: every one.
+    """
     convs = any(node.op_type == "Conv" for node in model.ir.graph)
     options = {
         8: RefineOptions(bits=8, second_order_conv=True, samples=64 if convs else 16),
         4: RefineOptions(bits=4, second_order=True, samples=64),
     }
-    return Roundings(model, {b: refine_weights(model, task, options[b]) for b in sorted(bits)})
+    return Roundings(
+        model,
+        {b: refine_weights(model, task, options[b], only=wanted[b]) for b in sorted(wanted)},
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from quant.search import (
     Roundings,
     choose,
     measure,
+    needed_roundings,
     parse_drop,
     parse_share,
     report,
@@ -237,7 +238,11 @@ def apply(state: Quantized, task: Task, options: HybridOptions) -> Quantized:
     searches_weights = budget is not None and (
         budget.target_size is not None or budget.drop is not None
     )
-    wanted = {8, 4} if searches_weights else set(base.assignment.weights.values())
+    wanted: Mapping[int, Collection[str] | None] = needed_roundings(graph, base.assignment)
+    if searches_weights:
+        wanted = dict.fromkeys((8, 4))
+    elif budget is not None or options.sensitivity_analysis or options.encodings is not None:
+        wanted = dict.fromkeys(base.assignment.weights.values())  # it may still change
     rounded = roundings(tamed.model, task, wanted)
     ranges = _ranges(rounded.compose(base.assignment).model, task, options, tamed.ranges)
     used = sorted(set(parts.values()), key=PARTS.index)

@@ -1,11 +1,16 @@
 """Small graphs that several tests quantize. Random weights, fixed seeds."""
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+
+from quant import search
+from quant.methods import hybrid
 
 
 class GraphBuilder:
@@ -148,3 +153,31 @@ def encoder_path(tmp_path):
 @pytest.fixture
 def builder():
     return GraphBuilder(7)
+
+
+@pytest.fixture(scope="module")
+def shared_roundings():
+    """hybrid rounds the weights of a model once per width and module: most of its time."""
+    models = {}
+
+    @functools.cache
+    def refined(model, task, bits):
+        return search.roundings(*models[model, task], {bits: None}).by_bits[bits]
+
+    def roundings(model, task, wanted):
+        key = (model.fingerprint, task.fingerprint)
+        models[key] = model, task
+        by_bits = {}
+        for bits, names in wanted.items():
+            whole = refined(*key, bits)
+            chosen = whole.encodings.keys() if names is None else names & whole.encodings.keys()
+            by_bits[bits] = replace(
+                whole,
+                encodings={n: whole.encodings[n] for n in chosen},
+                codes={n: q for n, q in whole.codes.items() if n in chosen},
+            )
+        return search.Roundings(model, by_bits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hybrid, "roundings", roundings)
+        yield

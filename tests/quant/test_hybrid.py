@@ -25,6 +25,7 @@ graphs = sys.modules.setdefault("hybrid_graphs", importlib.util.module_from_spec
 _spec.loader.exec_module(graphs)
 
 SAMPLE = Path(__file__).parents[2] / "host" / "samples" / "data" / "fashion_cnn"
+pytestmark = pytest.mark.usefixtures("shared_roundings")
 
 
 @pytest.fixture(scope="module")
