@@ -42,6 +42,7 @@ def compile_(
     ] = "auto",
 ) -> None:
     """Compile a model for one or more SoCs, strictly: every node on the HTP, or none."""
+    from host.report.files import check_output
     from quant.htp.options import RunSettings, parse_assignments
     from quant.htp.package import PackageRequest, package
     from quant.htp.sdk import choose_compiler
@@ -58,6 +59,7 @@ def compile_(
         golden_samples=golden_samples,
         sparse_weights=htp_sparse_compression,
     )
+    check_output(output_path, model_path, (".qnn",))
     console = terminal.stderr()
     artifact, results = package(
         request,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from host.cli.report import database_path
 from host.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from host.store import Store
 
 DbPath = Annotated[Path | None, typer.Option("--db-path", help="Database to work on.")]
 Mock = Annotated[bool, typer.Option("--mock", help="Use the database of emulated devices.")]
@@ -73,10 +78,9 @@ def import_(
     mock: Mock = False,
 ) -> None:
     """Sessions and runs of an export into a database; what is there already stays."""
-    from host.store import Store
     from host.store.maintenance import import_export
 
-    with Store.open(_target(db_path, mock), create=True) as store:
+    with _filled(_target(db_path, mock)) as store:
         found = import_export(store, source, allow_mixed=db_path is not None)
     _print_merged(source, found.sessions, found.runs, found.already_there, found.conflicts)
 
@@ -87,10 +91,9 @@ def merge(
     mock: Mock = False,
 ) -> None:
     """Sessions and runs of other hosts' databases into one, without duplicates."""
-    from host.store import Store
     from host.store.maintenance import merge as merge_database
 
-    with Store.open(_target(db_path, mock), create=True) as store:
+    with _filled(_target(db_path, mock)) as store:
         for source in sources:
             found = merge_database(store, source, allow_mixed=db_path is not None)
             _print_merged(source, found.sessions, found.runs, found.already_there, found.conflicts)
@@ -128,6 +131,22 @@ def register(app: typer.Typer) -> None:
     ):
         group.command(name)(verb)
     app.add_typer(group, name="db")
+
+
+@contextmanager
+def _filled(path: Path) -> Iterator[Store]:
+    """The database that rows go into; one made for them is removed again when they are refused."""
+    from host.store import Store
+
+    new = not path.exists()
+    try:
+        with Store.open(path, create=True) as store:
+            yield store
+    except BaseException:
+        if new:
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
+        raise
 
 
 def _target(db_path: Path | None, mock: bool) -> Path:

@@ -58,6 +58,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Run emulated devices for adb until Ctrl-C: everything they report is EMULATED."""
         from host.emulate import EmulatedPhone
+        from host.report.files import check_writable
         from quant.htp.soc import get_soc
 
         soc_id = get_soc(soc).id
@@ -67,6 +68,8 @@ def register(app: typer.Typer) -> None:
                 f"Port {port} is one that adb scans for emulators of its own.",
                 "Choose one outside 5555-5585, e.g. --port 6561.",
             )
+        if root:
+            check_writable(root, "--root")
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
             for index, number in enumerate(ports):

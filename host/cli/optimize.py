@@ -149,9 +149,11 @@ def _run(
     space: Space,
     settings: RunSettings | None = None,
 ) -> None:
+    from host.report.files import check_output
     from quant.optimize import optimize_artifact
 
     socs = parse_socs(device) if device else ()
+    check_output(output_path, model_path, (".qnn",))
     progress = terminal.stderr()
     with tempfile.TemporaryDirectory(prefix="qhost-optimize-") as temp:
         artifact = _as_artifact(model_path, Path(temp), device)

@@ -135,15 +135,12 @@ def _quantize(
 ) -> None:
     from host.bench.prepare import parse_input_shapes
     from host.devices import DEFAULT_SOC, EMULATED_PREFIX
+    from host.report.files import check_output
     from quant.htp.soc import get_soc
 
-    if output_path.suffix not in {".qnn", ".onnx"}:
-        raise UserError(
-            f"--output-path {output_path} is neither .qnn nor .onnx.",
-            "OUT.qnn is a compiled artifact, OUT.onnx a QDQ graph.",
-        )
     if not output_path.resolve().parent.is_dir():
         raise UserError(f"The folder {output_path.parent} does not exist.", "Create it first.")
+    check_output(output_path, model_path, (".qnn", ".onnx"))
     soc = get_soc((device or DEFAULT_SOC).removeprefix(EMULATED_PREFIX))
     shapes = parse_input_shapes(input_shape or [])
     start = time.perf_counter()

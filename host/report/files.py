@@ -29,7 +29,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--output-dir") -> None:
     """Raises UserError where no file can be written into `folder`; leaves it as it was.
 
     Asked before the hours of work whose report goes there.
@@ -44,8 +44,26 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         raise UserError(
             f"Nothing can be written into {folder}: {error.strerror or error}.",
-            "Choose another --output-dir.",
+            f"Choose another {option}.",
         ) from error
+
+
+def check_output(path: Path, source: Path, suffixes: tuple[str, ...]) -> None:
+    """Raises UserError where `path`, to be made of `source`, cannot be written or must not be.
+
+    Asked before the work; writing over the source would lose it.
+    """
+    if path.suffix not in suffixes:
+        raise UserError(
+            f"--output-path {path} does not end in {' or '.join(suffixes)}.",
+            "OUT.qnn is a compiled artifact"
+            + (", OUT.onnx a QDQ graph." if ".onnx" in suffixes else "."),
+        )
+    if path.is_dir():
+        raise UserError(f"--output-path {path} is a directory.", "Name a file in it.")
+    if path.exists() and source.exists() and path.samefile(source):
+        raise UserError(f"{path} is the input itself.", "Choose another --output-path.")
+    check_writable(path.absolute().parent, "--output-path")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -166,6 +166,29 @@ def test_a_compiler_that_dies_for_the_only_soc(conv, tmp_path, monkeypatch, caps
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [["compile"], ["optimize"], ["memory-optimize"], ["power-optimize"], ["quantize", "int8"]],
+)
+def test_no_verb_writes_over_its_input_or_under_a_name_that_misleads(verb, conv, capsys, tmp_path):
+    """All of it is asked before the work."""
+    model = tmp_path / "m.onnx"
+    model.write_bytes(conv.read_bytes())
+    artifact = tmp_path / "m.qnn"
+    artifact.symlink_to(model)
+    (tmp_path / "f.qnn").mkdir()
+    for output, says in (
+        (artifact, "is the input itself"),
+        (tmp_path / "m.txt", "does not end in .qnn"),
+        (tmp_path / "f.qnn", "is a directory"),
+        (Path("/proc/m.qnn"), "Nothing can be written into /proc"),
+    ):
+        assert main([*verb, "--model-path", str(model), "--output-path", str(output)]) == 1
+        assert says in capsys.readouterr().err
+    assert model.read_bytes() == conv.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.qnn", "m.onnx", "m.qnn"]
+
+
 def test_inspect_shows_what_is_in_it(artifact, tmp_path):
     text = qhost("inspect", artifact, "--nodes")
     for expected in ("sm8550 (soc_model 43)", "v75", "sm8650", "DDR read", "spill", "Conv2d",

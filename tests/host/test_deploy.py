@@ -367,6 +367,8 @@ def test_emulate_ends_with_its_devices() -> None:
         (["--isa", "aarch64", "--time-factor", "5"], "lives in real time"),
         (["--isa", "aarch64", "--no-sandbox"], "needs the sandbox"),
         (["--isa", "riscv"], "invalid choice: 'riscv'"),
+        (["--root", "/proc/phone"], "Nothing can be written into /proc/phone"),
+        (["--root", __file__], "Choose another --root"),
     ],
 )
 def test_emulate_refuses_what_it_cannot_do(

@@ -259,3 +259,12 @@ def test_the_sql_of_the_user_guide_runs(path):
     assert [" ".join(block.split()) for block in blocks] == [GUIDE_A, GUIDE_B, GUIDE_C]
     for block in blocks:
         assert run_query(path, block).table.num_rows > 0
+
+
+def test_a_refused_import_or_merge_leaves_no_new_database(tmp_path):
+    target = tmp_path / "all.duckdb"
+    with pytest.raises(UserError, match="is no export of qhost"):
+        db_verb.import_(tmp_path, target)
+    with pytest.raises(UserError, match="There is no database"):
+        db_verb.merge([tmp_path / "none.duckdb"], target)
+    assert not list(tmp_path.iterdir())
