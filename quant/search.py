@@ -103,7 +103,9 @@ def few_rows(node: ir.Node) -> bool:
     """
     value = node.inputs[0]
     shape = None if value is None else value.shape
-    return node.op_type in {"Gemm", "MatMul"} and shape is not None and shape[0] == 1
+    if node.op_type not in {"Gemm", "MatMul"} or shape is None:
+        return False
+    return all(rows == 1 for rows in shape[:-1])
 
 
 def restore(refined: Refined, name: str, data: Array) -> Array:

@@ -10,12 +10,16 @@ import pytest
 
 from quant.errors import UserError
 from quant.evaluate import run_model
+from quant.graph import initializer_uses
 from quant.htp.compile import compile_context
 from quant.htp.options import HtpOptions
 from quant.htp.soc import get_soc
 from quant.methods.grammar import export, make_variant, parse_methods, quantize
+from quant.mixed import Assignment
 from quant.model import load, save
+from quant.parts import node_key
 from quant.report import sqnr_db
+from quant.search import few_rows, needed_roundings, roundings
 from quant.task import load_task
 
 _spec = importlib.util.spec_from_file_location(
@@ -193,6 +197,30 @@ def test_an_attention_model_keeps_its_function_in_a_mix(tmp_path):
     assert _sqnr(model, task, default, 8) > 15
     finer = quantize(model, task, make_variant("hybrid", feedforward_precision="int8"))
     assert _sqnr(model, task, finer, 8) > _sqnr(model, task, default, 8) + 3
+
+
+def test_rounding_only_what_is_taken_changes_nothing(tmp_path):
+    model, _ = graphs.transformer(tmp_path / "m.onnx")
+    task = load_task(None, model, model_type="text")
+    graph = model.ir.graph
+    weighted = [u for u in initializer_uses(graph) if u.role == "weight"]
+    layers = [u for u in weighted if not few_rows(u.node)]
+    assert len(layers) == len(weighted) - 1  # the head sees one row, the others one per token
+    widths = {node_key(u.node): 16 for u in layers[1:]}  # the first stays in fp16
+    weights = {u.value.name: 4 if i % 2 else 8 for i, u in enumerate(layers)}
+    chosen = Assignment(widths, weights)
+    needed = needed_roundings(graph, chosen)
+    assert sorted(needed) == [4, 8] and not needed[4] & needed[8]
+    assert needed[4] | needed[8] == set(weights) - {layers[0].value.name}
+    some = roundings(model, task, needed)
+    whole = roundings(model, task, {4: None, 8: None})
+    assert len(some.by_bits[4].encodings) < len(whole.by_bits[4].encodings)
+    some, whole = some.compose(chosen), whole.compose(chosen)
+    assert some.encodings.keys() == whole.encodings.keys() and some.encodings
+    for name, encoding in whole.encodings.items():
+        assert np.array_equal(some.encodings[name].scale, encoding.scale)
+        assert np.array_equal(some.codes.get(name, 0), whole.codes.get(name, 0))
+    assert some.model.fingerprint == whole.model.fingerprint
 
 
 def test_a_part_in_fp16_is_refused_by_name_where_the_htp_has_none(cnn, tmp_path):
