@@ -120,8 +120,15 @@ def power_optimize(
     ] = None,
 ) -> None:
     """Reduce DRAM energy, and store the run-time settings of a battery mode for the agent."""
-    from quant.htp.options import RunSettings
     from quant.htp.search import Space, parse_objectives
+
+    settings = power_settings(battery_mode, dynamic_scaling)
+    _run(model_path, output_path, device, parse_objectives("power"), Space(), settings)
+
+
+def power_settings(battery_mode: BatteryMode, dynamic_scaling: Scaling | None) -> RunSettings:
+    """The run settings of a battery mode. UserError where it cannot hold the HTP's clock."""
+    from quant.htp.options import RunSettings
 
     profiles = _PROFILES[battery_mode]
     scaling = dynamic_scaling or next(iter(profiles))
@@ -131,8 +138,7 @@ def power_optimize(
             "Leave out --dynamic-scaling disabled, or take --battery-mode balanced.",
         )
     polling, latency = _PERFORMANCE_RPC if battery_mode is BatteryMode.PERFORMANCE else (0, 0)
-    settings = RunSettings(profiles[scaling], polling, latency)
-    _run(model_path, output_path, device, parse_objectives("power"), Space(), settings)
+    return RunSettings(profiles[scaling], polling, latency)
 
 
 def register(app: typer.Typer) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -148,10 +151,32 @@ def lab(tmp_path: Path) -> Lab:
 
 @pytest.fixture(scope="session")
 def finished_lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, dict[str, object]]:
-    """A lab in which one bench of fp16, int8 and int4 went well, and its JSON."""
-    import json
+    """A lab in which one bench of fp16, int8 and int4 went well, and its JSON.
 
-    lab = make_lab(tmp_path_factory.mktemp("lab"))
-    done = lab.run(*lab.bench_args("--methods", "fp16,int8,int4", "--json"))
-    assert done.returncode == 0, done.stderr
-    return lab, json.loads(done.stdout)
+    The bench runs once for all the workers of a test run; each has a copy of the lab.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    whole, said = base / "finished-lab", base / "finished-lab.json"
+    with (base / "finished-lab.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            shutil.rmtree(whole, ignore_errors=True)
+            whole.mkdir()
+            lab = make_lab(whole)
+            done = lab.run(*lab.bench_args("--methods", "fp16,int8,int4", "--json"))
+            assert done.returncode == 0, done.stderr
+            said.write_text(done.stdout)
+    folder = tmp_path_factory.mktemp("lab") / "lab"
+    shutil.copytree(whole, folder)
+    lab = Lab(folder, folder / "tiny.onnx", folder / "tiny.npz")
+    return lab, json.loads(said.read_text())
+
+
+@pytest.fixture
+def built_lab(lab: Lab, finished_lab: tuple[Lab, object]) -> Lab:
+    """A lab whose cache holds its artifacts: for what comes after building."""
+    finished, _ = finished_lab
+    shutil.copytree(finished.folder / "cache", lab.folder / "cache")
+    return lab

@@ -37,7 +37,8 @@ def rows(lab, sql: str):
         return db.execute(sql).fetchall()
 
 
-def test_a_killed_agent_fails_one_job_and_the_others_finish(lab):
+def test_a_killed_agent_fails_one_job_and_the_others_finish(built_lab):
+    lab = built_lab
     process = lab.start(*lab.bench_args(*METHODS))
     read_until(process, "block 1 of 6 measured")
     (agent,) = [
@@ -68,7 +69,8 @@ def test_a_killed_agent_fails_one_job_and_the_others_finish(lab):
     assert wait_until_gone(lab) == {}
 
 
-def test_a_killed_host_leaves_a_whole_database_and_resume_does_the_rest(lab):
+def test_a_killed_host_leaves_a_whole_database_and_resume_does_the_rest(built_lab):
+    lab = built_lab
     process = lab.start(*lab.bench_args(*METHODS))
     read_until(process, "block 2 of 6 measured")
     process.kill()

@@ -19,7 +19,7 @@ def int8(finished_lab, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     for path in (lab.folder / "cache/artifacts").glob("*.qnn"):
         artifact = open_artifact(path)
-        if artifact.variant == "int8":
+        if (artifact.manifest["model"]["name"], artifact.variant) == ("tiny", "int8"):
             artifact.extract_members(folder, ["model.onnx", "contexts/sm8650/context.bin"])
             qdq, context = folder / "mine.onnx", folder / "mine.bin"
             shutil.move(folder / "model.onnx", qdq)

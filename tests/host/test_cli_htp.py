@@ -309,12 +309,27 @@ def test_optimize_keeps_what_it_cannot_better(small_stack, tmp_path):
         ([], "balanced", True, 0),
     ],
 )
-def test_power_optimize_stores_run_settings(artifact, tmp_path, arguments, profile, dcvs, polling):
+def test_run_settings_of_power_optimize(
+    artifact, tmp_path, monkeypatch, arguments, profile, dcvs, polling
+):
+    """As far as the search, which they do not change."""
+    given = []
+    monkeypatch.setattr(optimize_verb, "_run", lambda *rest: given.append(rest[-1]))
+    optimized("power-optimize", artifact, tmp_path / "o.qnn", "--device", "sm8650", *arguments)
+    (settings,) = given
+    assert (settings.perf_profile, settings.dcvs) == (profile, dcvs)
+    assert settings.rpc_polling_us == polling
+
+
+def test_power_optimize_stores_run_settings(artifact, tmp_path):
     out = tmp_path / "o.qnn"
-    text = optimized("power-optimize", artifact, out, "--device", "sm8650", *arguments)
+    text = optimized(
+        "power-optimize", artifact, out, "--device", "sm8650",
+        "--battery-mode", "performance", "--dynamic-scaling", "disabled",
+    )  # fmt: skip
     settings = open_artifact(out).manifest["run_settings"]
-    assert (settings["perf_profile"], settings["dcvs"]) == (profile, dcvs)
-    assert settings["rpc_polling_us"] == polling
+    assert (settings["perf_profile"], settings["dcvs"]) == ("burst", False)
+    assert settings["rpc_polling_us"] == 9999
     assert "not predicted by any figure" in text
 
 
