@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shlex
 import shutil
 import sys
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from host.bench.prepare import BenchConfig, ModelInput
     from host.bench.run import BenchOutcome
     from host.report.data import SessionReport
+
+_LONGEST_VARIANT = 120  # characters of a file's name
 
 
 def register(app: typer.Typer) -> None:
@@ -286,5 +290,12 @@ def _keep_artifacts(outcome: BenchOutcome, reports: Sequence[SessionReport], fol
         for run in report.runs:
             source = outcome.artifacts.get(run.run_id)
             if source is not None:
-                name = run.variant.translate(str.maketrans("[]=,:", "-----"))
-                shutil.copyfile(source, folder / f"{report.model_name}-{name}.qnn")
+                shutil.copyfile(source, folder / artifact_name(report.model_name, run.variant))
+
+
+def artifact_name(model_name: str, variant: str) -> str:
+    """`net-int4-block-size-32-.qnn`; options may hold paths, and be longer than a file name."""
+    name = re.sub(r"[^\w.+@-]", "-", variant)
+    if len(name) > _LONGEST_VARIANT:
+        name = f"{name[:_LONGEST_VARIANT]}-{hashlib.sha256(variant.encode()).hexdigest()[:8]}"
+    return f"{model_name}-{name}.qnn"

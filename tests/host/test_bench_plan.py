@@ -21,6 +21,7 @@ from host.bench.plan import (
     new_run_ids,
 )
 from host.bench.prepare import parse_ceilings, parse_input_shapes, skip_reason
+from host.cli.bench import artifact_name
 from host.errors import UserError
 from host.store.rows import Block, Mark, RawBatch, Samples
 from quant.htp.soc import SOCS, get_soc
@@ -144,3 +145,13 @@ def test_fp16_is_skipped_where_the_htp_has_none():
     reasons = {s.id: skip_reason(JobVariant.of(variant), s) for s in SOCS.values()}
     assert all(bool(reasons[s.id]) != s.fp16 for s in SOCS.values())
     assert "no fp16" in reasons["sm8350"]
+
+
+def test_artifacts_are_named_by_their_variant_whatever_its_options_hold():
+    assert (
+        artifact_name("net", "int4[block-size=32]+sparse") == "net-int4-block-size-32-+sparse.qnn"
+    )
+    assert artifact_name("net", "as-is@a.b") == "net-as-is@a.b.qnn"
+    assert "/" not in artifact_name("net", "hybrid[layer-wise-config=/home/me/l.json]")
+    first, second = (artifact_name("net", f"int8[{'x' * 300}{i}]") for i in range(2))
+    assert first != second and len(first) < 160
