@@ -137,6 +137,8 @@ def _run(args: list[str], debug: bool, interrupted: list[int]) -> int:
         result = build_app(args[0] if args else None)(
             args, prog_name="qhost", standalone_mode=False
         )
+        if interrupted and result == ExitCode.INTERRUPTED:  # typer caught it, and says nothing
+            return _interrupted(args)
         return int(result) if isinstance(result, int) else ExitCode.OK
     except typer.exceptions.TyperException as e:
         if type(e).__name__ == "NoArgsIsHelpError":  # typer has no public name for it

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,21 @@ def test_without_a_verb_the_help_is_shown(capsys, args, line):
     err = capsys.readouterr().err
     assert any(shown.startswith(line) for shown in err.splitlines())
     assert "qhost: error" not in err
+
+
+RESUME = "; the same with --resume runs what is missing"
+
+
+@pytest.mark.parametrize(("verb", "says"), [("bench", RESUME), ("doctor", "")])
+def test_an_interrupt_says_so_and_for_a_bench_what_to_do(monkeypatch, capsys, verb, says):
+    def interrupted(*_args: object, **_named: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("host.cli.bench.run_shown", interrupted)
+    monkeypatch.setattr(doctor, "CHECKS", (interrupted,))
+    assert main([verb, *(["--mock"] if verb == "bench" else [])]) == 130
+    (line,) = [s for s in capsys.readouterr().err.splitlines() if "interrupted" in s]
+    assert line == f"qhost: interrupted{says}"
 
 
 def test_config_shows_value_and_source(tmp_path, monkeypatch, capsys):
