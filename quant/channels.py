@@ -22,8 +22,8 @@ from quant.layers import Layer, from_matrix, linear_layers, to_matrix
 from quant.model import wrap
 from quant.planning import plan_biases
 from quant.report import with_layers
-from quant.reweight import greedy_round, input_moments, scale_of
-from quant.rounding import Moments
+from quant.reweight import input_moments, scale_of
+from quant.rounding import Moments, greedy_round
 from quant.state import Quantized
 from quant.task import Task
 

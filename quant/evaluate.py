@@ -55,7 +55,6 @@ class Evaluation:
     scores: Array
     sqnr_db: float
     agreement: float
-    agreement_kind: str
 
 
 def evaluate_outputs(
@@ -72,8 +71,7 @@ def evaluate_outputs(
         scores = task.metric.per_sample(stacked, task.labels[:n])
         value = task.metric.aggregate(scores)
     ours, theirs = first_output(stacked), first_output(float_stacked)
-    kind = "top1" if _is_classifier(task, theirs) else "cosine"
-    if kind == "top1":
+    if _is_classifier(task, theirs):
         agreement = float(np.mean(ours.argmax(-1) == theirs.argmax(-1)))
     else:
         agreement = float(np.mean(cosine_rows(ours, theirs)))
@@ -86,7 +84,6 @@ def evaluate_outputs(
         scores,
         _median_sqnr(float_stacked, stacked),
         agreement,
-        kind,
     )
 
 

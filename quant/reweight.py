@@ -6,12 +6,11 @@ Weights are seen as matrices (groups, outputs, depth) with the second moments of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from quant.calibrate import stream
 from quant.codebook import nearest
@@ -27,10 +26,6 @@ from quant.state import Quantized
 from quant.task import Task
 
 Array = np.ndarray[Any, Any]
-# The codes allowed in column j of the depth that are nearest to the real-valued targets x, (N,).
-Snap = Callable[[Array, int], Array]
-
-_BLOCK = 64
 _BUDGET_BYTES = 400_000_000  # Hessians held at once; beyond it, another pass over the samples
 SAMPLES = 64
 
@@ -78,66 +73,6 @@ def scale_of(encoding: Encoding, shape: tuple[int, ...]) -> Array:
     """The scale of every element, in the weight's stored shape."""
     one = np.ones(shape, np.int32) + encoding.zero_point.reshape(-1)[0].astype(np.int32)
     return encoding.dequantize(one)
-
-
-def greedy_round(weight: Array, hessian: Array, scale: Array, snap: Snap, sweeps: int = 2) -> Array:
-    """Codes (N, K) of least squared output error within what `snap` allows, found greedily.
-
-    weight, scale: (N, K); hessian: (K, K). Columns are decided in order of falling diagonal and
-    each column's error is pushed onto those not yet decided (optimal brain: Frantar et al. 2023),
-    then `sweeps` rounds of coordinate descent. A pruned weight is one whose snap is always zero, so
-    the same sweep is the second-order weight update of SparseGPT (Frantar and Alistarh 2023).
-    """
-    order = np.argsort(-np.diagonal(hessian), kind="stable")
-    h = hessian[np.ix_(order, order)].astype(np.float64)
-    w, s = weight[:, order].astype(np.float64), scale[:, order].astype(np.float64)
-    q = _optimal_brain(w, h, s, snap, order)
-    for _ in range(sweeps):
-        if not _descend(w, h, s, q, snap, order):
-            break
-    out = np.empty(weight.shape, np.int64)
-    out[:, order] = q
-    return out
-
-
-def _optimal_brain(w: Array, h: Array, s: Array, snap: Snap, order: Array) -> Array:
-    k = h.shape[0]
-    low = scipy.linalg.cholesky(h[::-1, ::-1], lower=True, check_finite=False)
-    inverse = scipy.linalg.solve_triangular(low, np.eye(k), lower=True, check_finite=False)
-    factor = inverse[::-1, ::-1]
-    w, q = w.copy(), np.empty_like(w)
-    for start in range(0, k, _BLOCK):
-        end = min(start + _BLOCK, k)
-        errors = np.empty((w.shape[0], end - start))
-        for j in range(start, end):
-            q[:, j] = snap(w[:, j] / s[:, j], int(order[j]))
-            error = (w[:, j] - q[:, j] * s[:, j]) / factor[j, j]
-            w[:, j:end] -= error[:, None] * factor[j, j:end]
-            errors[:, j - start] = error
-        w[:, end:] -= errors @ factor[start:end, end:]
-    return q
-
-
-def _descend(w: Array, h: Array, s: Array, q: Array, snap: Snap, order: Array) -> bool:
-    """One sweep over the codes q (in place); whether anything moved. Never raises the error."""
-    k = h.shape[0]
-    gradient = (w - q * s) @ h
-    moved = False
-    for start in range(0, k, _BLOCK):
-        end = min(start + _BLOCK, k)
-        deltas = np.zeros((w.shape[0], end - start))
-        for j in range(start, end):
-            new = snap(q[:, j] + gradient[:, j] / (h[j, j] * s[:, j]), int(order[j]))
-            delta = (new - q[:, j]) * s[:, j]
-            if delta.any():
-                moved = True
-                gradient[:, start:end] -= delta[:, None] * h[j, start:end]
-                deltas[:, j - start] = delta
-                q[:, j] = new
-        rest = deltas @ h[start:end]
-        gradient[:, :start] -= rest[:, :start]
-        gradient[:, end:] -= rest[:, end:]
-    return moved
 
 
 def corrected_bias(

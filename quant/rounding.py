@@ -9,6 +9,7 @@ constant error of an output is then free, because bias correction removes it exa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 import scipy.linalg
 
 Array = np.ndarray[Any, Any]
+# The codes allowed in column j of the depth that are nearest to the real-valued targets x, (N,).
+Snap = Callable[[Array, int], Array]
 
 DAMPING = 0.01  # share of the mean diagonal added to a Hessian (GPTQ, Frantar et al. 2023)
 _BLOCK = 64
@@ -137,15 +140,12 @@ def second_order(
     g, _, k = weight.shape
     scales = np.broadcast_to(expand_scale(scale, k), weight.shape)
     codes = np.empty(weight.shape, np.int32)
+
+    def snap(target: Array, _column: int) -> Array:
+        return np.asarray(np.clip(np.rint(target), -levels, levels))
+
     for i in range(g):
-        order = np.argsort(-np.diagonal(hessian[i]), kind="stable")
-        h = hessian[i][np.ix_(order, order)]
-        w, s = weight[i][:, order].astype(np.float64), scales[i][:, order].astype(np.float64)
-        q = _optimal_brain(w, h, s, levels)
-        for _ in range(sweeps):
-            if not _descend(w, h, s, q, levels):
-                break
-        codes[i][:, order] = q
+        codes[i] = greedy_round(weight[i], hessian[i], scales[i], snap, sweeps)
     return codes
 
 
@@ -192,20 +192,38 @@ def _descend_batched(w: Array, hessian: Array, s: Array, levels: int, sweeps: in
     return q
 
 
-def _optimal_brain(w: Array, h: Array, s: Array, levels: int) -> Array:
-    """Round columns left to right; each column's error is pushed onto the columns to its right."""
+def greedy_round(weight: Array, hessian: Array, scale: Array, snap: Snap, sweeps: int = 2) -> Array:
+    """Codes (N, K) of least squared output error within what `snap` allows, found greedily.
+
+    weight, scale: (N, K); hessian: (K, K). Columns are decided in order of falling diagonal and
+    each column's error is pushed onto those not yet decided (optimal brain: Frantar et al. 2023),
+    then `sweeps` rounds of coordinate descent. A pruned weight is one whose snap is always zero, so
+    the same sweep is the second-order weight update of SparseGPT (Frantar and Alistarh 2023).
+    """
+    order = np.argsort(-np.diagonal(hessian), kind="stable")
+    h = hessian[np.ix_(order, order)].astype(np.float64)
+    w, s = weight[:, order].astype(np.float64), scale[:, order].astype(np.float64)
+    q = _optimal_brain(w, h, s, snap, order)
+    for _ in range(sweeps):
+        if not _descend(w, h, s, q, snap, order):
+            break
+    out = np.empty(weight.shape, np.int64)
+    out[:, order] = q
+    return out
+
+
+def _optimal_brain(w: Array, h: Array, s: Array, snap: Snap, order: Array) -> Array:
     k = h.shape[0]
     # Upper Cholesky factor of the inverse Hessian, through the factor of the reversed matrix.
     low = scipy.linalg.cholesky(h[::-1, ::-1], lower=True, check_finite=False)
     inverse = scipy.linalg.solve_triangular(low, np.eye(k), lower=True, check_finite=False)
     factor = inverse[::-1, ::-1]
-    w = w.copy()
-    q = np.empty_like(w)
+    w, q = w.copy(), np.empty_like(w)
     for start in range(0, k, _BLOCK):
         end = min(start + _BLOCK, k)
         errors = np.empty((w.shape[0], end - start))
         for j in range(start, end):
-            q[:, j] = np.clip(np.rint(w[:, j] / s[:, j]), -levels, levels)
+            q[:, j] = snap(w[:, j] / s[:, j], int(order[j]))
             error = (w[:, j] - q[:, j] * s[:, j]) / factor[j, j]
             w[:, j:end] -= error[:, None] * factor[j, j:end]
             errors[:, j - start] = error
@@ -213,8 +231,8 @@ def _optimal_brain(w: Array, h: Array, s: Array, levels: int) -> Array:
     return q
 
 
-def _descend(w: Array, h: Array, s: Array, q: Array, levels: int) -> bool:
-    """One sweep of coordinate descent over the codes q (in place); whether anything moved."""
+def _descend(w: Array, h: Array, s: Array, q: Array, snap: Snap, order: Array) -> bool:
+    """One sweep over the codes q (in place); whether anything moved. Never raises the error."""
     k = h.shape[0]
     gradient = (w - q * s) @ h
     moved = False
@@ -222,8 +240,7 @@ def _descend(w: Array, h: Array, s: Array, q: Array, levels: int) -> bool:
         end = min(start + _BLOCK, k)
         deltas = np.zeros((w.shape[0], end - start))
         for j in range(start, end):
-            target = q[:, j] + gradient[:, j] / (h[j, j] * s[:, j])
-            new = np.clip(np.rint(target), -levels, levels)
+            new = snap(q[:, j] + gradient[:, j] / (h[j, j] * s[:, j]), int(order[j]))
             delta = (new - q[:, j]) * s[:, j]
             if delta.any():
                 moved = True

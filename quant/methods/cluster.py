@@ -17,16 +17,14 @@ from quant.methods.base import Method, Quantized
 from quant.methods.int8 import check_activation_bits
 from quant.model import Model
 from quant.reweight import (
-    Snap,
     corrected_bias,
-    greedy_round,
     input_moments,
     planned,
     scale_of,
     with_codes,
 )
 from quant.rewrite import replace_weights
-from quant.rounding import weighted_error
+from quant.rounding import Snap, greedy_round, weighted_error
 from quant.task import Task
 from quant.train import require
 from quant.train.fit import Training, fit

@@ -28,13 +28,12 @@ from quant.pruning import (
 )
 from quant.reweight import (
     corrected_bias,
-    greedy_round,
     input_moments,
     planned,
     scale_of,
     with_codes,
 )
-from quant.rounding import Moments
+from quant.rounding import Moments, greedy_round
 from quant.task import Task
 from quant.train import require
 from quant.train.fit import Training, fit

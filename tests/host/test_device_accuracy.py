@@ -29,7 +29,7 @@ def artifact(scores: dict[str, Any] = SCORES) -> Artifact:
 def evaluation(scores: list[float], engine: Provenance = Provenance.MEASURED) -> Evaluation:
     values = np.array(scores, float)
     value = float(values.mean()) if scores else None
-    return Evaluation(engine, len(values), "top1", True, value, values, 31.0, 0.9, "top1")
+    return Evaluation(engine, len(values), "top1", True, value, values, 31.0, 0.9)
 
 
 def test_silicon_gives_measured_accuracy_and_paired_drops():

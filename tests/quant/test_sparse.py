@@ -24,7 +24,7 @@ from quant.pruning import (
     share_mask,
 )
 from quant.report import sqnr_db
-from quant.reweight import greedy_round
+from quant.rounding import greedy_round
 from quant.task import load_task
 
 
