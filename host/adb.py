@@ -164,6 +164,11 @@ class AdbServer:
                     "Choose a free port in ANDROID_ADB_SERVER_PORT.",
                 ) from None
             running = int(self.query("host:version"), 16)
+        except (AdbFailure, ValueError) as error:
+            raise DeviceError(
+                f"What listens on port {self.port} is no adb server: {error}.",
+                "Choose a free port in ANDROID_ADB_SERVER_PORT.",
+            ) from error
         if running != _binary_version():
             raise DeviceError(
                 f"The adb server on port {self.port} has version {running}, "

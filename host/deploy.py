@@ -205,6 +205,11 @@ class AdbSession:
     def _wait(self) -> None:
         try:
             self._device.wait_ready(LOST_TIMEOUT_S if self._lost else RETURN_TIMEOUT_S)
+            if self._lease.read() is None:
+                raise DeviceError(
+                    f"{self._device.serial} was leased to somebody else while it was away.",
+                    "Go on with --resume when it is free.",
+                )
             self._lost = False
         except DeviceError:
             self._lost = True

@@ -78,7 +78,6 @@ class HeldLease:
         self._nonce = nonce
         self._owner = owner
         self._stop = threading.Event()
-        self.lost = False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
@@ -87,6 +86,11 @@ class HeldLease:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+    def read(self) -> Lease | None:
+        """The lease while the device still says it is ours. DeviceError when it cannot say."""
+        found = read(self._device)
+        return found if found and found.nonce == self._nonce else None
 
     def abandon(self) -> None:
         """Renew it no more; it runs out by itself on a device that cannot be reached."""
@@ -97,17 +101,15 @@ class HeldLease:
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(DeviceError):
-            held = read(self._device)
-            if held and held.nonce == self._nonce:
+            if self.read():
                 self._device.shell(f"rm -f {LINK}")
 
     def _renew(self) -> None:
         while not self._stop.wait(TERM_S / 4):
             # A device that is away for a while keeps our lease; it is renewed when it is back.
             with contextlib.suppress(DeviceError):
-                held = read(self._device)
-                if held is None or held.nonce != self._nonce:
-                    self.lost = True
+                held = self.read()
+                if held is None:
                     return
                 renewed = f"{held.now_s + TERM_S}:{self._nonce}:{self._owner}"
                 spare = f"{LINK}.{self._nonce}"

@@ -88,6 +88,21 @@ def test_a_server_of_another_version_is_left_alone(fake: FakeServer) -> None:
     assert AdbServer(fake.port).query("host:version") == "0020"  # it still runs
 
 
+def test_a_port_of_another_program_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(DeviceError, match=r"is no adb server: .*HTTP") as caught:
+            list_devices(AdbServer(listener.getsockname()[1]))
+    assert "ANDROID_ADB_SERVER_PORT" in caught.value.hint
+
+
 def test_an_unplugged_device_is_transient(fake: FakeServer) -> None:
     fake.answers["host:devices-l"] = "OTHER  device product:x model:y\n"
     with pytest.raises(DeviceError) as caught:

@@ -314,6 +314,22 @@ def test_a_lease_is_renewed(device: AdbDevice, monkeypatch: pytest.MonkeyPatch) 
         assert first and now and now.expires_s > first.expires_s and now.nonce == first.nonce
 
 
+def test_a_session_does_not_go_on_under_the_lease_of_another(device: AdbDevice) -> None:
+    session = deploy.open_adb_device(device.serial, "")
+    agent = install.running_agent(device)
+    try:
+        assert session.death() == ""
+        device.check(f"ln -sfn 99999999999:x:ben@desk {lease.LINK}")
+        with pytest.raises(DeviceError, match="leased to somebody else"):
+            session.restart()
+        session.close()
+        held = lease.read(device)
+        assert held is not None and held.owner == "ben@desk"
+        assert install.running_agent(device) == agent is not None
+    finally:
+        device.check(f"rm -f {lease.LINK}")
+
+
 def test_devices_and_agent_verbs(device: AdbDevice, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*argv: str) -> str:
         assert main(argv) == ExitCode.OK
