@@ -8,7 +8,7 @@ only move values share one encoding across them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -85,6 +85,21 @@ def activation_ranges(
     known: Mapping[str, tuple[float, float]],
 ) -> dict[str, tuple[float, float]]:
     """[low, high] of every activation to encode; group members share their root's."""
+    search = calibrate.RangeOptions(
+        options.calibration_method, options.percentile, options.activation_bits
+    )
+    (ranges,) = activation_ranges_by(model, task, [search], known, options.samples)
+    return ranges
+
+
+def activation_ranges_by(
+    model: Model,
+    task: Task,
+    searches: Sequence[calibrate.RangeOptions],
+    known: Mapping[str, tuple[float, float]],
+    samples: int | None = None,
+) -> list[dict[str, tuple[float, float]]]:
+    """`activation_ranges` by each of several searches, in one pass over the samples."""
     graph = model.ir.graph
     groups = encoding_groups(graph)
     values = {name_of(v): v for v in activations(graph) if folded_into(v) is None}
@@ -96,24 +111,22 @@ def activation_ranges(
         producer = None if name in tables else _producer(values, graph, name)
         if producer is not None and producer.op_type in FIXED_RANGES:
             fixed[name] = FIXED_RANGES[producer.op_type]
-    roots = [n for n in dict.fromkeys(groups[n] for n in values) if n not in fixed]
-    measured = [n for n in roots if n not in tables]
+    for name, table in tables.items():
+        data = array_of(table)
+        fixed[name] = (float(data.min(initial=0.0)), float(data.max(initial=0.0)))
+    measured = [n for n in dict.fromkeys(groups[n] for n in values) if n not in fixed]
     statistics = calibrate.collect(
         model,
         task,
         measured,
-        histogram=calibrate.needs_histogram(options.calibration_method),
-        samples=options.samples,
+        histogram=any(calibrate.needs_histogram(s.method) for s in searches),
+        samples=samples,
     )
-    search = calibrate.RangeOptions(
-        options.calibration_method, options.percentile, options.activation_bits
-    )
-    ranges = {name: calibrate.value_range(statistics[name], search) for name in measured}
-    ranges |= fixed
-    for name, table in tables.items():
-        data = array_of(table)
-        ranges[name] = (float(data.min(initial=0.0)), float(data.max(initial=0.0)))
-    return {name: ranges[groups[name]] for name in values}
+    found = []
+    for search in searches:
+        ranges = {name: calibrate.value_range(statistics[name], search) for name in measured}
+        found.append({name: (ranges | fixed)[groups[name]] for name in values})
+    return found
 
 
 def _producer(values: Mapping[str, ir.Value], graph: ir.Graph, name: str) -> ir.Node | None:

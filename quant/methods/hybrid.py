@@ -22,7 +22,7 @@ from quant.methods.base import LayerReport, Method, Quantized
 from quant.mixed import FLOAT, Assignment, Ranges, assemble, compatible, leaders
 from quant.model import Model
 from quant.parts import PARTS, computes, find_parts, is_table_lookup, node_key
-from quant.planning import PlanOptions, activation_ranges
+from quant.planning import activation_ranges_by
 from quant.report import with_layers
 from quant.rewrite import insert_qdq
 from quant.search import (
@@ -288,13 +288,10 @@ def _ranges(
     model: Model, task: Task, options: HybridOptions, known: Mapping[str, tuple[float, float]]
 ) -> dict[int, Ranges]:
     """Ranges by width: 16 bits have room for the extremes, 8 bits often do better without."""
-    wide = activation_ranges(model, task, PlanOptions(), known)
-    if options.calibration_method == "min-max":
-        return {8: wide, 16: wide}
-    narrow = PlanOptions(
-        calibration_method=options.calibration_method, percentile=options.percentile
-    )
-    return {8: activation_ranges(model, task, narrow, known), 16: wide}
+    narrow = calibrate.RangeOptions(options.calibration_method, options.percentile, 8)
+    wide = calibrate.RangeOptions("min-max", bits=16)
+    found = activation_ranges_by(model, task, [narrow, wide], known)
+    return dict(zip((8, 16), found, strict=True))
 
 
 def build(
