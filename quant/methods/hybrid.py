@@ -29,6 +29,7 @@ from quant.search import (
     Budget,
     Roundings,
     choose,
+    few_rows,
     measure,
     needed_roundings,
     parse_drop,
@@ -40,6 +41,7 @@ from quant.task import Task
 
 PRECISIONS = ("fp16", "int8", "int4")
 _RECURRENT = {"LSTM", "GRU", "RNN"}  # no integer form: they run in fp16
+_HEADS_SHARE = 0.1  # of the allowed wide activations
 _DROP_SAMPLES = 256  # judged per step of a search for --max-accuracy-drop
 
 
@@ -154,7 +156,7 @@ def part_precisions(
     """(precision by part, parts the user named, activation bits) after the defaults.
 
     With a budget the search decides, so every part that is not named starts as int8; the output
-    stays in fp16 unless wide activations are what is limited: a head is small and often needs it.
+    stays in fp16 unless wide activations are what is limited, and then its heads alone do.
     """
     named = {p for p in PARTS if getattr(options, f"{p}_precision") is not None}
     searched = options.budget() is not None
@@ -185,6 +187,7 @@ def _base(
     named: set[str],
     bits: int,
     layers: tuple[dict[str, int], dict[str, int]],
+    float_heads: Collection[str],
 ) -> _Base:
     widths: dict[str, int] = {}
     fixed: dict[str, int] = {}
@@ -193,6 +196,7 @@ def _base(
             continue
         key = node_key(node)
         fp16 = precisions[parts[key]] == "fp16" or node.op_type in _RECURRENT
+        fp16 |= key in float_heads
         lookup = is_table_lookup(node)
         widths[key] = FLOAT if fp16 else 8 if lookup else bits
         if fp16 or lookup:
@@ -217,6 +221,23 @@ def _base(
     return _Base(Assignment(widths, weights), {k: widths[k] for k in fixed}, fixed_weights)
 
 
+def _float_heads(
+    graph: ir.Graph, parts: Mapping[str, str], budget: Budget | None
+) -> Collection[str]:
+    """Layers of the output with one row per sample, for fp16 where `budget` limits wide values.
+
+    A head often stretches what is small in its input, and eight bits of its weights lose that;
+    its own few values count for little among the wide ones. None where they would take more than
+    a tenth of what is allowed, or where bytes are limited as well.
+    """
+    if budget is None or budget.max_a16 is None or budget.target_size is not None:
+        return ()
+    keys = [node_key(n) for n in graph if computes(n)]
+    heads = {node_key(n) for n in graph if computes(n) and few_rows(n)}
+    heads = {k for k in heads if parts[k] == "output"}
+    return heads if len(heads) <= _HEADS_SHARE * budget.max_a16 * len(keys) else ()
+
+
 def apply(state: Quantized, task: Task, options: HybridOptions) -> Quantized:
     budget = options.budget()
     attention = "attention" in find_parts(state.model.ir.graph).values()
@@ -234,7 +255,8 @@ def apply(state: Quantized, task: Task, options: HybridOptions) -> Quantized:
     tamed = tame(model, task)
     graph = tamed.model.ir.graph
     parts = find_parts(graph)
-    base = _base(graph, parts, precisions, named, bits, by_layer)
+    heads = _float_heads(graph, parts, None if "output" in named else budget)
+    base = _base(graph, parts, precisions, named, bits, by_layer, heads)
     searches_weights = budget is not None and (
         budget.target_size is not None or budget.drop is not None
     )

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from quant.errors import UserError
@@ -15,11 +16,12 @@ from quant.htp.compile import compile_context
 from quant.htp.options import HtpOptions
 from quant.htp.soc import get_soc
 from quant.methods.grammar import export, make_variant, parse_methods, quantize
+from quant.methods.hybrid import _float_heads
 from quant.mixed import Assignment
 from quant.model import load, save
-from quant.parts import node_key
+from quant.parts import find_parts, node_key
 from quant.report import sqnr_db
-from quant.search import few_rows, needed_roundings, roundings
+from quant.search import Budget, few_rows, needed_roundings, roundings
 from quant.task import load_task
 
 _spec = importlib.util.spec_from_file_location(
@@ -231,3 +233,40 @@ def test_a_part_in_fp16_is_refused_by_name_where_the_htp_has_none(cnn, tmp_path)
         compile_context(target, soc, HtpOptions(), tmp_path / "out")
     save(export(quantize(model, task, make_variant("hybrid", output_precision="int8"))), target)
     compile_context(target, soc, HtpOptions(), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("budget", "wanted"),
+    [
+        (Budget(0.5, None, None, False), {"y"}),
+        (Budget(0.1, None, None, False), set()),  # it would be a fifth of what is allowed
+        (Budget(0.5, 1e6, None, False), set()),
+        (Budget(None, None, 0.01, False), set()),
+        (None, set()),
+    ],
+)
+def test_heads_run_in_fp16_where_they_take_little_of_the_budget(tmp_path, budget, wanted):
+    """Fifty operators on sixteen rows, and one on the row that their mean leaves."""
+    rng = np.random.default_rng(0)
+    nodes = [onnx.helper.make_node("Sigmoid", [f"h{i}"], [f"h{i + 1}"], f"n{i}") for i in range(48)]
+    nodes += [
+        onnx.helper.make_node("MatMul", ["x", "w"], ["h0"], "body"),
+        onnx.helper.make_node("ReduceMean", ["h48"], ["row"], "pool", axes=[0], keepdims=1),
+        onnx.helper.make_node("Gemm", ["row", "v"], ["y"], "head"),
+    ]
+    nodes = [nodes[-3], *nodes[:-3], *nodes[-2:]]
+    weights = [rng.normal(size=(8, 8)), rng.normal(size=(8, 4))]
+    graph = onnx.helper.make_graph(
+        nodes,
+        "g",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [16, 8])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 4])],
+        [
+            onnx.numpy_helper.from_array(w.astype(np.float32), n)
+            for w, n in zip(weights, "wv", strict=True)
+        ],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets), tmp_path / "m.onnx")
+    found = load(tmp_path / "m.onnx").ir.graph
+    assert set(_float_heads(found, find_parts(found), budget)) == wanted
