@@ -45,6 +45,11 @@ def read_proto(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path} is a directory.", "Give the .onnx file inside it.")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty.", "Export the model again.")
+    if path.suffix == ".qnn":
+        raise UserError(
+            f"{path} is an artifact, already quantized and compiled.",
+            "Give the .onnx it was made from; qhost inspect shows what it holds.",
+        )
     try:
         proto = onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError, UnicodeDecodeError) as error:

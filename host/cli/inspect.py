@@ -82,6 +82,11 @@ def inspect(
         else:
             _print_context(terminal.stdout(), path.name, info, path.stat().st_size)
         return
+    if path.suffix != ".qnn":
+        raise UserError(
+            f"{path.name} is none of .qnn, .onnx and .bin.",
+            "Give an artifact, a QDQ model or a bare context.",
+        )
     artifact = open_artifact(path)
     contexts = _read_contexts(artifact)
     if json_output:

@@ -138,8 +138,6 @@ def _quantize(
     from host.report.files import check_output
     from quant.htp.soc import get_soc
 
-    if not output_path.resolve().parent.is_dir():
-        raise UserError(f"The folder {output_path.parent} does not exist.", "Create it first.")
     check_output(output_path, model_path, (".qnn", ".onnx"))
     soc = get_soc((device or DEFAULT_SOC).removeprefix(EMULATED_PREFIX))
     shapes = parse_input_shapes(input_shape or [])
@@ -219,6 +217,7 @@ def _to_artifact(
     import shutil
 
     from host.config import cache_dir, resolve
+    from host.report.files import write_whole
     from quant.artifact import open_artifact
     from quant.build import BuildRequest, build
 
@@ -241,9 +240,7 @@ def _to_artifact(
             progress.print(f"{stage}{tail}", soft_wrap=True)
 
     result = build(request, on_stage)
-    part = output_path.with_name(f".{output_path.name}.part")
-    shutil.copyfile(result.artifact, part)
-    part.replace(output_path)
+    write_whole(output_path, lambda part: shutil.copyfile(result.artifact, part))
     artifact = open_artifact(output_path)
     return {
         "quality": artifact.manifest["quality"],

@@ -124,6 +124,8 @@ def chosen_reports(
     """
     from host.report.load import load_session
 
+    if artifacts is not None and not artifacts.is_dir():
+        raise UserError(f"{artifacts} is not a folder.", "Give the folder of the .qnn files.")
     with open_store(db_path, mock=mock) as store:
         session_id = store.session(session).session_id
         folder = artifacts or resolve()["output_dir"].value / session_id

@@ -97,6 +97,14 @@ def test_a_file_that_is_no_model(lab, refused):
     refused([*MOCK, "--model-path", "notes.onnx"], "notes.onnx is not an ONNX model")
 
 
+def test_files_of_another_kind_are_called_what_they_are(lab, refused):
+    (lab.folder / "done.qnn").write_bytes(b"PK")
+    (lab.folder / "notes.txt").write_text("buy milk")
+    quantize = ["quantize", "int8", "--output-path", "out.onnx"]
+    refused([*quantize, "--model-path", "done.qnn"], "done.qnn is an artifact, already quantized")
+    refused(["inspect", "notes.txt"], "notes.txt is none of .qnn, .onnx and .bin")
+
+
 def test_a_file_that_is_no_pytorch_model(lab, refused):
     pytest.importorskip("torch")
     (lab.folder / "words.pt").write_text("hi\n")
@@ -187,11 +195,13 @@ def test_what_cannot_be_trained_or_pruned(lab, refused, args, says):
 
 
 def test_a_composition_is_quantized_as_the_grammar_says(lab, qhost):
-    code, err = qhost("quantize", "cluster[clusters=8]+sparse[sparsity=0.25]", *QUANTIZE, "--json")
+    into = ["--output-path", "made/on/the/way.onnx"]
+    composition = "cluster[clusters=8]+sparse[sparsity=0.25]"
+    code, err = qhost("quantize", composition, *QUANTIZE, *into, "--json")
     assert code == 0, err
     codes = {
         t.name.removesuffix("_quantized"): numpy_helper.to_array(t)
-        for t in onnx.load(lab.folder / "out.onnx").graph.initializer
+        for t in onnx.load(lab.folder / "made/on/the/way.onnx").graph.initializer
     }
     assert np.unique(codes["w2"]).size <= 8
     assert 0.2 < (codes["w2"] == 0).mean() < 0.4
