@@ -78,7 +78,9 @@ def apply(state: Quantized, task: Task, options: QatOptions) -> Quantized:
     if not state.plan.tensors:
         bits = options.activation_bits
         if options.weight_bits == 4:
-            state = int4.apply(state, task, int4.Int4Options(activation_bits=bits))
+            # Every weight in 4 bits, as asked: what that loses is what training is for.
+            plain = int4.Int4Options(activation_bits=bits, keep_8bit_share=0.0)
+            state = int4.apply(state, task, plain)
         else:
             # Range search and bias correction: training starts nearer to where it ends.
             state = run(state, task, Pipeline(activation_bits=bits, level=1))
