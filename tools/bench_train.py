@@ -46,7 +46,6 @@ from quant.task import load_task
 
 Array = np.ndarray[Any, Any]
 _TILE = 32
-_PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # heads have parts of their own
 
 
 def make_data(sample: str, output: Path, samples: int, work: Path) -> None:
@@ -128,20 +127,11 @@ def file_facts(state: Quantized, variant: Variant, path: Path) -> dict[str, Any]
 
 
 def found_in(context: Array, codes: Array) -> bool:
-    """Whether the context binary holds these int8 weights, whole or in equal parts of channels."""
-    return any(
-        all(_part_in(context, part) for part in np.split(codes, count, axis))
-        for count in _PARTS
-        for axis in range(min(2, codes.ndim))
-        if codes.shape[axis] % count == 0
-    )
-
-
-def _part_in(context: Array, codes: Array) -> bool:
-    """Whether a stretch of the context is these weights in some order.
+    """Whether a stretch of the context is these int8 weights in some order.
 
     The compiler reorders weights into tiles and may fill channels up to whole tiles of 32 with
-    zeros: the stretch then has the same non-zero bytes equally often, and zeros.
+    zeros: the stretch then has the same non-zero bytes equally often, and zeros. Layers whose
+    tiles lie apart are not found.
     """
     taps = int(np.prod(codes.shape[2:]))
     padded = taps * int(np.prod([-(-n // _TILE) * _TILE for n in codes.shape[:2]]))
