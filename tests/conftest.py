@@ -5,13 +5,15 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from host import bundle
+from host.adb import AdbServer
 
 BUILD = "2.51.0.260929181845"
 HEXAGONS = (68, 69, 73, 75, 79, 81)
@@ -48,6 +50,19 @@ open(args["--output"], "w").write(
     "2,EXECUTE,880,CYCLES,BACKEND,SUB-EVENT,conv:OpId_2 (cycles)\\n"
 )
 """
+
+
+@pytest.fixture(scope="module")
+def adb_server() -> Iterator[AdbServer]:
+    """An adb server of the test's own, on a free port: whatever else runs here is left alone."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    server = AdbServer(port)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADB_USB", "0")  # emulated devices alone, and no wait for USB
+        server.ensure()
+        yield server
+        server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -232,10 +232,9 @@ def _float_heads(
     """
     if budget is None or budget.max_a16 is None or budget.target_size is not None:
         return ()
-    keys = [node_key(n) for n in graph if computes(n)]
-    heads = {node_key(n) for n in graph if computes(n) and few_rows(n)}
-    heads = {k for k in heads if parts[k] == "output"}
-    return heads if len(heads) <= _HEADS_SHARE * budget.max_a16 * len(keys) else ()
+    nodes = [n for n in graph if computes(n)]
+    heads = {node_key(n) for n in nodes if parts[node_key(n)] == "output" and few_rows(n)}
+    return heads if len(heads) <= _HEADS_SHARE * budget.max_a16 * len(nodes) else ()
 
 
 def apply(state: Quantized, task: Task, options: HybridOptions) -> Quantized:
@@ -269,6 +268,7 @@ def apply(state: Quantized, task: Task, options: HybridOptions) -> Quantized:
     ranges = _ranges(rounded.compose(base.assignment).model, task, options, tamed.ranges)
     used = sorted(set(parts.values()), key=PARTS.index)
     notes = ["hybrid: " + ", ".join(f"{p} {precisions[p]}" for p in used)]
+    notes += [f"heads in fp16: {', '.join(sorted(heads))}"] if heads else []
     chosen, reports = base.assignment, dict(state.reports)
     given: Mapping[str, Encoding] = {}
     if options.encodings is not None:

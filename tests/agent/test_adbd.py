@@ -1,6 +1,5 @@
 """The emulated device against the real adb binary, in the sandbox and with the command table."""
 
-import os
 import socket
 import subprocess
 import time
@@ -14,20 +13,6 @@ from host.attached import identify
 from host.emulate import EmulatedPhone
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[AdbServer]:
-    os.environ["ADB_USB"] = "0"  # emulated devices alone, and no wait for USB
-    server = AdbServer(free_port())
-    server.ensure()
-    yield server
-    server.kill()
-
-
 @pytest.fixture(scope="module", params=[True, False], ids=["sandbox", "table"])
 def phone(request: pytest.FixtureRequest) -> Iterator[EmulatedPhone]:
     with EmulatedPhone("sm8650", sandbox=request.param) as phone:
@@ -37,9 +22,9 @@ def phone(request: pytest.FixtureRequest) -> Iterator[EmulatedPhone]:
 
 
 @pytest.fixture
-def device(server: AdbServer, phone: EmulatedPhone) -> AdbDevice:
-    server.connect(phone.serial)
-    device = AdbDevice(phone.serial, "device", server=server)
+def device(adb_server: AdbServer, phone: EmulatedPhone) -> AdbDevice:
+    adb_server.connect(phone.serial)
+    device = AdbDevice(phone.serial, "device", server=adb_server)
     device.wait_ready(10)
     return device
 

@@ -1,8 +1,6 @@
 """The stand-in of qnn-net-run on an emulated device: the tool's files, our goldens."""
 
 import io
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -21,19 +19,14 @@ COMMON = (
 
 
 @pytest.fixture(scope="module")
-def device() -> Iterator[AdbDevice]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    os.environ["ADB_USB"] = "0"  # emulated devices alone, and no wait for USB
-    server = AdbServer(port)
+def device(adb_server: AdbServer) -> Iterator[AdbDevice]:
     with EmulatedPhone("sm8650") as phone:
         if not phone.sandboxed:
             pytest.skip("this kernel allows no sandbox")
-        server.connect(phone.serial)
-        device = AdbDevice(phone.serial, "device", server=server)
+        adb_server.connect(phone.serial)
+        device = AdbDevice(phone.serial, "device", server=adb_server)
         device.wait_ready(10)
         yield device
-        server.kill()
 
 
 @pytest.fixture

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import socket
 from pathlib import Path
 
 import pytest
 
 from host import bundle, install, qairt
-from host.adb import AdbDevice, AdbServer
+from host.adb import AdbDevice
 from host.attached import identify
 from host.emulate import EmulatedPhone
 from host.errors import UserError
@@ -115,20 +114,15 @@ def test_a_bundle_that_lacks_a_layer_names_it(cache):
         bundle.open_bundle(bundle.default_folder(cache, "android-aarch64"))
 
 
-def test_a_device_without_properties_is_a_board(monkeypatch):
+def test_a_device_without_properties_is_a_board(adb_server):
     """As a Linux board's adbd shows itself: no getprop, its files say what it is."""
-    monkeypatch.setenv("ADB_USB", "0")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = AdbServer(port)
     with EmulatedPhone("sm8550") as phone:
         if not phone.sandboxed:
             pytest.skip("this kernel allows no sandbox")
-        server.connect(phone.serial)
-        device = AdbDevice(phone.serial, "device", server=server)
+        adb_server.connect(phone.serial)
+        device = AdbDevice(phone.serial, "device", server=adb_server)
         device.wait_ready(10)
         assert identify(device).android
         device.check("rm /system/bin/getprop")
         found = identify(device)
         assert not found.android and found.soc == "sm8550"
-        server.kill()
